@@ -7,6 +7,7 @@ aggregating parameters is the same; in float32 the update keeps the digits that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,16 +54,24 @@ def apply(adapter: Adapter, delta: Adapter) -> dict[str, Tensor]:
     return {name: (tensor + delta[name].to(tensor)).detach() for name, tensor in adapter.items()}
 
 
-def validate(updates: Sequence[ClientUpdate], reference: Adapter) -> tuple[list[ClientUpdate], list[Rejection]]:
+def norm(delta: Adapter) -> float:
+    """Euclidean length of all tensors as one vector, accumulated in float64."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in delta.values()))
+
+
+def validate(
+    updates: Sequence[ClientUpdate], reference: Adapter, cohort: Sequence[int]
+) -> tuple[list[ClientUpdate], list[Rejection]]:
     """Splits updates into those fit for aggregation and those rejected, each with its reason.
 
     An update is rejected when it misses a tensor or brings an unknown one, when a tensor has another shape or
     dtype than the reference or holds a NaN or an infinity, when it claims a non-positive number of examples, or
-    when its client already answered in this round.
+    when its client was not asked or already answered. A client that was asked and did not answer is rejected too.
 
     Args:
         updates: the round's answers, in any order.
         reference: the global adapter, whose names, shapes and dtypes count.
+        cohort: the clients that were asked.
 
     Returns:
         The accepted updates sorted by client, so that no sum depends on the order of arrival; the rejections.
@@ -71,12 +80,16 @@ def validate(updates: Sequence[ClientUpdate], reference: Adapter) -> tuple[list[
     rejected: list[Rejection] = []
     for update in updates:
         reason = _defect(update, reference)
+        if reason is None and update.client_id not in cohort:
+            reason = "was not asked in this round"
         if reason is None and update.client_id in accepted:
             reason = "answered twice in one round; the first answer counts"
         if reason is None:
             accepted[update.client_id] = update
         else:
             rejected.append(Rejection(update.client_id, reason))
+    answered = {update.client_id for update in updates}
+    rejected.extend(Rejection(client_id, "did not answer") for client_id in cohort if client_id not in answered)
     return [accepted[client_id] for client_id in sorted(accepted)], rejected
 
 

@@ -1,0 +1,296 @@
+"""FedEAT's two algorithms (Pang et al., 2025): adversarial training on a client, robust aggregation on the server.
+
+Everything a variant could change is a function passed in: how a perturbation is found (`Perturb`), what is
+minimised (`Objective`), where clients run (`RunClients`) and how their updates become one (`Aggregate`). FedAvg is
+this code with no perturbation and the mean; EAT-only, GM-only and FedEAT differ from it by those two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedeat import seeding
+from fedeat.errors import QuorumError
+from fedeat.objective import Objective, sample_sum, token_mean
+from fedeat.perturbation import Norm, Perturb, realised_norm
+from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, norm, validate
+
+
+class Batch(Protocol):
+    """What the algorithm reads of a batch of B samples and T tokens; `fedeat.data.Batch` is one."""
+
+    @property
+    def perturbable(self) -> Tensor:
+        """(B, T) bool, True where a perturbation may act."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) int64, what each supervised row must predict."""
+
+    @property
+    def samples(self) -> Tensor:
+        """(N,) int64, the sample each supervised row belongs to."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, T) int64, 1 at tokens."""
+
+
+class Model(Protocol):
+    """What the algorithm asks of a model with an adapter; `fedeat.model.AdaptedModel` is one."""
+
+    def adapter(self) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors."""
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Overwrites the adapter's tensors."""
+
+    def adapter_parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """The adapter's trainable parameters, the same names as `adapter`."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, T, H), the embeddings that the first layer sees."""
+
+    def supervised_logits(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
+        """(N, V), logits of the supervised rows with `delta` (B, T, H) added to the embeddings."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Mode of a training step: the adapter's dropout on."""
+
+    def attacking(self) -> AbstractContextManager[None]:
+        """Mode of the ascent: all dropout off, no gradient for any parameter."""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains (Alg. 1's inputs).
+
+    Attributes:
+        local_epochs: E >= 1, passes over the client's data.
+        perturb: finds the perturbation; None trains on clean inputs.
+        objective: what is minimised, given the perturbation.
+        optimizer: parameters -> a fresh optimiser; its state does not outlive the round.
+        norm: the ball's norm, for the record of realised perturbations.
+        unit: > 0, length that a relative radius of 1 stands for, for the same record.
+        max_grad_norm: > 0, gradients are clipped to this L2 norm; None leaves them.
+    """
+
+    local_epochs: int
+    perturb: Perturb | None
+    objective: Objective
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    norm: Norm = "l2"
+    unit: float = 1.0
+    max_grad_norm: float | None = 1.0
+
+
+def client_update(
+    model: Model,
+    adapter: Adapter,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    client_id: int,
+    num_examples: int,
+    training: LocalTraining,
+    generator: torch.Generator,
+) -> ClientUpdate:
+    """Algorithm 1: one client trains its copy of the global adapter on worst-case embeddings.
+
+    Args:
+        model: the base model with an adapter in it; its adapter is overwritten, its base weights are not touched.
+        adapter: the round's global adapter.
+        batches: local epoch 0..E-1 -> its batches.
+        client_id: whose update this is.
+        num_examples: > 0, size of the client's data.
+        training: the hyperparameters.
+        generator: randomness of the perturbation.
+
+    Returns:
+        Local minus global adapter, with the mean training loss, the number of steps, the mean realised norm of the
+        perturbation over `training.unit`, and the share of padding.
+    """
+    model.load_adapter(adapter)  # line 1: copy the global model
+    parameters = list(model.adapter_parameters().values())
+    optimizer = training.optimizer(parameters)
+    losses: list[float] = []
+    lengths: list[float] = []
+    tokens = positions = 0
+    for epoch in range(training.local_epochs):  # line 2
+        for batch in batches(epoch):  # line 3
+            delta = None
+            if training.perturb is not None:  # lines 4-8: embed the prompt and raise the loss inside the ball
+                with model.attacking():
+                    delta = training.perturb(
+                        lambda d, batch=batch: _attacked_loss(model, batch, d),  # type: ignore[misc]
+                        model.embed(batch),
+                        batch.perturbable,
+                        generator,
+                    )
+                lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
+            with model.training():  # line 9: one step on the loss at the perturbed embeddings
+                loss = training.objective(
+                    lambda d, batch=batch: token_mean(model.supervised_logits(batch, d), batch.targets),  # type: ignore[misc]
+                    delta,
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+            if training.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss.detach()))
+            tokens += int(batch.attention_mask.sum())
+            positions += batch.attention_mask.numel()
+    delta_adapter = difference(model.adapter(), adapter)  # line 10: send the adapter, as an update
+    metrics = {
+        "loss": _mean(losses),
+        "steps": float(len(losses)),
+        "perturbation": _mean(lengths) / training.unit,
+        "padding": 1.0 - tokens / positions if positions else 0.0,
+        "update_norm": norm(delta_adapter),
+    }
+    return ClientUpdate(client_id, delta_adapter, num_examples, metrics)
+
+
+class Aggregated(Protocol):
+    """What the algorithm reads of an aggregate; `fedeat.aggregation.Aggregate` is one."""
+
+    @property
+    def value(self) -> Adapter:
+        """The one update that stands for all."""
+
+    @property
+    def weights(self) -> Tensor:
+        """(n,) float64, how much each update counted; sums to 1."""
+
+    @property
+    def iterations(self) -> int:
+        """>= 0, iterations of the rule."""
+
+    @property
+    def gap(self) -> float:
+        """Certified relative distance to the optimum; NaN where the rule certifies nothing."""
+
+
+RunClients: TypeAlias = Callable[[Adapter, Sequence[int], int], list[ClientUpdate]]
+"""(global adapter, client ids, round) -> the updates that came back, fewer than asked where clients failed."""
+
+Aggregate: TypeAlias = Callable[[Sequence[ClientUpdate], Adapter], Aggregated]
+"""(accepted updates sorted by client, the global adapter they are relative to) -> their aggregate."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of Algorithm 2 and why it came out so.
+
+    Attributes:
+        index: 0..T-1.
+        adapter: the new global adapter.
+        cohort: the clients drawn, sorted.
+        updates: the accepted updates, sorted by client.
+        rejected: who was rejected and why; a client that did not answer is among them.
+        weights: client -> how much its update counted; sums to 1 over the accepted.
+        iterations: of the aggregation rule.
+        gap: certified relative gap of the rule, NaN where it certifies nothing.
+    """
+
+    index: int
+    adapter: Adapter
+    cohort: tuple[int, ...]
+    updates: tuple[ClientUpdate, ...]
+    rejected: tuple[Rejection, ...]
+    weights: Mapping[int, float]
+    iterations: int
+    gap: float
+
+
+def run_rounds(
+    adapter: Adapter,
+    *,
+    clients: Sequence[int],
+    cohort_size: int,
+    rounds: int,
+    run_clients: RunClients,
+    aggregate: Aggregate,
+    quorum: int,
+    seed: int,
+    first_round: int = 0,
+) -> Iterator[Round]:
+    """Algorithm 2: T rounds of drawing clients, training them and aggregating their updates.
+
+    Args:
+        adapter: the global adapter before `first_round`.
+        clients: all n clients.
+        cohort_size: m, 1..n, clients drawn each round without replacement.
+        rounds: T, the round after the last.
+        run_clients: trains a cohort (Alg. 1); an engine, or an attack that wraps one.
+        aggregate: accepted updates -> one update, for example the geometric median.
+        quorum: >= 1, accepted updates a round needs.
+        seed: of the cohorts.
+        first_round: where to begin; a resumed run passes the round after its checkpoint.
+
+    Yields:
+        Each finished round. A caller that stops iterating stops the training.
+
+    Raises:
+        QuorumError: fewer than `quorum` updates of a round were fit for aggregation.
+    """
+    for index in range(first_round, rounds):  # line 1
+        cohort = draw_cohort(clients, cohort_size, seed=seed, index=index)  # line 2
+        finished = server_round(adapter, cohort, index, run_clients=run_clients, aggregate=aggregate, quorum=quorum)
+        adapter = finished.adapter
+        yield finished
+
+
+def draw_cohort(clients: Sequence[int], size: int, *, seed: int, index: int) -> tuple[int, ...]:
+    """`size` of the clients, uniformly without replacement, sorted; a function of the seed and the round alone."""
+    order = torch.randperm(len(clients), generator=seeding.generator(seed, "cohort", index))
+    return tuple(sorted(clients[i] for i in order[:size].tolist()))
+
+
+def server_round(
+    adapter: Adapter,
+    cohort: Sequence[int],
+    index: int,
+    *,
+    run_clients: RunClients,
+    aggregate: Aggregate,
+    quorum: int,
+) -> Round:
+    """One round of Algorithm 2: train the cohort, check what came back, aggregate it.
+
+    Raises:
+        QuorumError: fewer than `quorum` updates were fit for aggregation; names each client and its reason.
+    """
+    answers = run_clients(adapter, cohort, index)  # lines 3-5, in parallel where the engine can
+    accepted, rejected = validate(answers, adapter, cohort)
+    if len(accepted) < quorum:
+        reasons = "".join(f"\n  - client {item.client_id}: {item.reason}" for item in rejected)
+        raise QuorumError(
+            f"round {index}: {len(accepted)} usable updates, expected at least {quorum} (federation.quorum) of the "
+            f"{len(cohort)} clients drawn. Rejected:{reasons or ' none'}"
+        )
+    result = aggregate(accepted, adapter)  # line 6: the geometric median
+    return Round(
+        index=index,
+        adapter=apply(adapter, result.value),  # line 7
+        cohort=tuple(cohort),
+        updates=tuple(accepted),
+        rejected=tuple(rejected),
+        weights={update.client_id: float(w) for update, w in zip(accepted, result.weights, strict=True)},
+        iterations=result.iterations,
+        gap=result.gap,
+    )
+
+
+def _attacked_loss(model: Model, batch: Batch, delta: Tensor | None) -> Tensor:
+    return sample_sum(model.supervised_logits(batch, delta), batch.targets, batch.samples)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,93 @@
+"""Malicious clients: functions that wrap `RunClients`, so that an attack works on every engine.
+
+    run_clients = sign_flip(run_clients, malicious=frozenset({2, 5, 7}), scale=4.0)
+
+An attacker sends what it likes, but it must look like an update: names, shapes and dtypes are kept. NaN is the
+exception that the server's check must catch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedeat import seeding
+from fedeat.algorithm import RunClients
+from fedeat.updates import Adapter, ClientUpdate
+
+
+def choose_malicious(clients: Sequence[int], fraction: float, *, seed: int) -> frozenset[int]:
+    """The malicious ones: `round(fraction * n)` of the clients, drawn once for a whole run.
+
+    Args:
+        clients: all n clients.
+        fraction: 0..1.
+        seed: the run's.
+    """
+    count = round(fraction * len(clients))
+    order = torch.randperm(len(clients), generator=seeding.generator(seed, "malicious")).tolist()
+    return frozenset(clients[i] for i in order[:count])
+
+
+def sign_flip(run_clients: RunClients, *, malicious: frozenset[int], scale: float) -> RunClients:
+    """Malicious clients train honestly and send `-scale` times their update (scaled sign flip)."""
+    return _tampered(run_clients, malicious, lambda update, index: _map(update, lambda name, t: -scale * t))
+
+
+def gaussian(run_clients: RunClients, *, malicious: frozenset[int], scale: float, seed: int) -> RunClients:
+    """Malicious clients send Gaussian noise, `scale` times as long as their own update, tensor by tensor.
+
+    A client whose update of a tensor is zero sends noise of length `scale` there.
+    """
+
+    def tamper(update: ClientUpdate, index: int) -> ClientUpdate:
+        def noise(name: str, tensor: Tensor) -> Tensor:
+            generator = seeding.generator(seed, "gaussian", index, update.client_id, name)
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+            length = float(tensor.norm()) or 1.0
+            return drawn * (scale * length / max(float(drawn.norm()), 1e-12))
+
+        return _map(update, noise)
+
+    return _tampered(run_clients, malicious, tamper)
+
+
+def not_a_number(run_clients: RunClients, *, malicious: frozenset[int]) -> RunClients:
+    """Malicious (or broken) clients send NaN everywhere; a server that averages is lost, a check rejects them."""
+    return _tampered(
+        run_clients, malicious, lambda update, index: _map(update, lambda name, t: torch.full_like(t, torch.nan))
+    )
+
+
+def label_flip(run_clients: RunClients, *, malicious: frozenset[int], poisoned: RunClients) -> RunClients:
+    """Malicious clients train honestly on poisoned data.
+
+    Args:
+        run_clients: the engine over the clients' true data.
+        malicious: who poisons.
+        poisoned: the same engine over data with wrong answers.
+    """
+
+    def run(adapter: Adapter, cohort: Sequence[int], index: int) -> list[ClientUpdate]:
+        honest = run_clients(adapter, [client for client in cohort if client not in malicious], index)
+        bad = [client for client in cohort if client in malicious]
+        return honest + (poisoned(adapter, bad, index) if bad else [])
+
+    return run
+
+
+def _tampered(
+    run_clients: RunClients, malicious: frozenset[int], tamper: Callable[[ClientUpdate, int], ClientUpdate]
+) -> RunClients:
+    def run(adapter: Adapter, cohort: Sequence[int], index: int) -> list[ClientUpdate]:
+        updates = run_clients(adapter, cohort, index)
+        return [tamper(update, index) if update.client_id in malicious else update for update in updates]
+
+    return run
+
+
+def _map(update: ClientUpdate, change: Callable[[str, Tensor], Tensor]) -> ClientUpdate:
+    return replace(update, delta={name: change(name, tensor) for name, tensor in update.delta.items()})

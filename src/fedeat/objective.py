@@ -1,0 +1,56 @@
+"""What a client minimises, on supervised positions only (Pang et al., 2025, Eq. 2 and Alg. 1).
+
+An objective maps a loss-of-the-perturbation and a perturbation to one number. The paper prints
+`min L(clean) - lambda * max L(adversarial)` in Eq. 2, which rewards a *high* adversarial loss and diverges when
+trained; its Alg. 1 trains on the adversarial loss alone. Both readings that learn are here; the printed sign is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossOfDelta: TypeAlias = Callable[[Tensor | None], Tensor]
+"""Perturbation (B, T, H), or None for the clean input -> loss, a scalar."""
+
+Objective: TypeAlias = Callable[[LossOfDelta, Tensor | None], Tensor]
+"""(loss of a perturbation, the perturbation found) -> what the optimiser minimises, a scalar."""
+
+
+def adversarial(loss: LossOfDelta, delta: Tensor | None) -> Tensor:
+    """Loss at the perturbed input alone (Alg. 1, line 9); the clean loss where there is no perturbation."""
+    return loss(delta)
+
+
+def mixed(loss: LossOfDelta, delta: Tensor | None, *, weight: float) -> Tensor:
+    """Clean loss plus `weight` >= 0 times the adversarial loss: Eq. 2 with the sign that learns."""
+    clean = loss(None)
+    return clean if delta is None else clean + weight * loss(delta)
+
+
+def token_mean(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over all supervised rows of a batch: the training loss.
+
+    Args:
+        logits: (N, V), any float dtype; the loss is computed in float32.
+        targets: (N,) int64.
+    """
+    return F.cross_entropy(logits.float(), targets)
+
+
+def sample_sum(logits: Tensor, targets: Tensor, samples: Tensor) -> Tensor:
+    """Sum over samples of each sample's mean cross-entropy: the loss that an attack raises.
+
+    A sum over samples, so that a sample's gradient, and with it its perturbation, does not depend on its batch.
+
+    Args:
+        logits: (N, V).
+        targets: (N,) int64.
+        samples: (N,) int64, the sample each row belongs to.
+    """
+    counts = torch.bincount(samples)[samples]
+    return (F.cross_entropy(logits.float(), targets, reduction="none") / counts).sum()
