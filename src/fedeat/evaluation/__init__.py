@@ -1,0 +1,95 @@
+"""How accurate and how robust a model is: GLUE tasks, adversarial pairs, answers, attack success rate, intervals.
+
+`read_evaluation` turns files into evaluation sets, `evaluate` a model and sets into a table's rows and the predictions
+they were computed from. `task_row` makes the rows again from the predictions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedeat.data import Example
+from fedeat.evaluation.robustness import Row, TaskPredictions, average, is_win, rank, task_row
+from fedeat.evaluation.scoring import Progress, Scorer, predict
+from fedeat.evaluation.sets import EvaluationSet, Pair, read_evaluation, read_pairs
+from fedeat.evaluation.tasks import TASKS, Item, example
+
+if TYPE_CHECKING:  # a report reads rows without loading a model library
+    from fedeat.model import AdaptedModel
+
+__all__ = [
+    "TASKS",
+    "EvaluationSet",
+    "Item",
+    "Pair",
+    "Row",
+    "TaskPredictions",
+    "average",
+    "evaluate",
+    "is_win",
+    "predict",
+    "rank",
+    "read_evaluation",
+    "read_pairs",
+    "task_row",
+]
+
+
+def evaluate(
+    model: AdaptedModel,
+    evaluation_sets: Sequence[EvaluationSet],
+    *,
+    scorer: Scorer = "likelihood",
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[list[Row], dict[str, TaskPredictions]]:
+    """Accuracy and attack success rate of a model on each task of the sets.
+
+    A pair that two files hold counts once.
+
+    Args:
+        model: a causal language model or a classifier with a head for each task.
+        evaluation_sets: what `read_evaluation` read.
+        scorer: how a causal language model's answers are read.
+        batch_size: sequences in a forward pass, >= 1.
+        seed: of the bootstrap.
+        progress: told how many distinct texts are answered, and of how many.
+
+    Returns:
+        A row a task, in the order of `TASKS`, and the predictions by task.
+
+    Raises:
+        DataError: a classifier is given prompts whose texts cannot be told.
+        ModelError: as `predict`.
+    """
+    benign = [item for entry in evaluation_sets for item in entry.benign]
+    unique: dict[tuple[Item, Item], Pair] = {}
+    for pair in (pair for entry in evaluation_sets for pair in entry.pairs):
+        unique.setdefault((pair.original, pair.modified), pair)
+    pairs = list(unique.values())
+    texts = [*benign, *(pair.original for pair in pairs), *(pair.modified for pair in pairs)]
+    examples: list[Example] = [example(item, model.kind) for item in texts]
+    answers = predict(model, examples, scorer=scorer, batch_size=batch_size, progress=progress)
+    first, second = len(benign), len(benign) + len(pairs)
+    predictions: dict[str, TaskPredictions] = {
+        task: {"benign": {"labels": [], "predictions": []}, "pairs": []}
+        for task in TASKS
+        if any(item.task == task for item in texts)
+    }
+    for item, answer in zip(benign, answers[:first], strict=True):
+        predictions[item.task]["benign"]["labels"].append(item.label)
+        predictions[item.task]["benign"]["predictions"].append(answer)
+    for pair, original, modified in zip(pairs, answers[first:second], answers[second:], strict=True):
+        predictions[pair.task]["pairs"].append(
+            {
+                "index": pair.index,
+                "group": pair.group,
+                "label": pair.label,
+                "original": original,
+                "modified": modified,
+                "method": pair.method,
+            }
+        )
+    return [task_row(task, found, seed=seed) for task, found in predictions.items()], predictions

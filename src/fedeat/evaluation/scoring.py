@@ -1,0 +1,210 @@
+"""From a model to answers: label likelihood, generation judged by TrustLLM's rules, and class logits.
+
+Likelihood (default) compares log p(answer | prompt), summed over the answer's tokens as the model's template renders
+them, the closing end-of-sequence token left out: whether a model stops there says nothing of which answer it holds
+true. The sum is not divided by the answer's length, since p(answer) is what is compared; a tokenizer that cuts one
+answer into more pieces than another does not make it less probable in itself.
+
+Generation decodes greedily and looks for the task's answer words, as TrustLLM's robustness evaluation does. An answer
+with none of them, or with those of two labels, is unparsable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+
+from fedeat.data import Encoded, Example
+from fedeat.errors import ModelError
+from fedeat.evaluation.tasks import named
+
+if TYPE_CHECKING:  # scoring needs no model library, only a model
+    from fedeat.model import AdaptedModel
+
+T = TypeVar("T")
+Scorer = Literal["likelihood", "generation"]
+Progress = Callable[[int, int], None]
+"""Called with how many distinct texts are answered and how many there are."""
+
+# TrustLLM lets a generation restate the question instead of saying yes or no.
+_PHRASES = {
+    "yes": ("the premise entails the hypothesis",),
+    "no": ("the premise does not entail the hypothesis",),
+}
+
+
+def predict(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    *,
+    scorer: Scorer = "likelihood",
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+    progress: Progress | None = None,
+) -> list[int | None]:
+    """The class index a model answers for each example; None for an answer that is none of the task's.
+
+    Equal texts are put to the model once. The longest go first, in batches of like length, so that a batch too
+    large for the memory fails at once or never.
+
+    Args:
+        model: a causal language model or a classifier with a head for each task.
+        examples: of tasks in `tasks.TASKS`; their labels and answers are not looked at.
+        scorer: how a causal language model's answer is read; a classifier's is its largest logit.
+        batch_size: sequences in a forward pass, >= 1.
+        max_new_tokens: length of a generated answer, >= 1.
+        progress: told after each batch.
+
+    Raises:
+        DataError: an example's task is unknown.
+        ModelError: the tokenizer cannot tell two answers of a task apart, an answer does not fit into the model's
+            maximum length, or a classifier lacks a task's head.
+    """
+    if scorer not in ("likelihood", "generation"):
+        raise ValueError(f'expected scorer "likelihood" or "generation", got {scorer!r}')
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    place: dict[tuple[str, str, str | None], int] = {}
+    where = [place.setdefault((entry.task, entry.prompt, entry.pair), len(place)) for entry in examples]
+    distinct = [Example(prompt, pair=pair, task=task) for task, prompt, pair in place]
+    for task in {entry.task for entry in distinct}:
+        named(task)
+    tell = progress or (lambda done, total: None)
+    if model.kind == "sequence-classification":
+        answers = _classified(model, distinct, batch_size, tell)
+    elif scorer == "likelihood":
+        answers = _likeliest(model, distinct, batch_size, tell)
+    else:
+        answers = _generated(model, distinct, batch_size, max_new_tokens, tell)
+    return [answers[index] for index in where]
+
+
+def judge(text: str, task: str) -> int | None:
+    """Class index that a generated text answers, None for none or more than one (TrustLLM's keyword rules).
+
+    Words match whole and in any case. TrustLLM's Chinese synonyms are left out.
+    """
+    found = [
+        label
+        for label, answer in enumerate(named(task).answers)
+        if re.search(rf"\b(?:{'|'.join((answer, *_PHRASES.get(answer, ())))})\b", text, re.IGNORECASE)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Token ids of a task's answers, by label; `longest` is the label of the longest."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    longest: int
+
+
+def _likeliest(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[int | None]:
+    candidates: dict[str, _Candidates] = {}
+    sequences: list[tuple[Encoded, int, int]] = []  # tokens, example, label or -1 for all labels at once
+    for index, entry in enumerate(examples):
+        if entry.task not in candidates:
+            candidates[entry.task] = _candidates(model, entry)
+        options = candidates[entry.task]
+        # Encoded with the longest answer: where the prompt must be cut, all answers follow the same cut prompt.
+        full = model.encode(replace(entry, answer=named(entry.task).answers[options.longest]))
+        head = full.input_ids[: full.answer_start]
+        single = all(len(tokens) == 1 for tokens in options.tokens)
+        for label, tokens in enumerate(options.tokens[:1] if single else options.tokens):
+            ids = (*head, *tokens)
+            sequence = Encoded(ids, (False,) * len(ids), answer_start=len(head))
+            sequences.append((sequence, index, -1 if single else label))
+    scores = [torch.zeros(len(candidates[entry.task].tokens), dtype=torch.float64) for entry in examples]
+    done: set[int] = set()
+    for batch in _longest_first(sequences, size, key=lambda item: len(item[0].input_ids)):
+        packed = model.collate([sequence for sequence, _, _ in batch])
+        with model.evaluating():
+            logprobs = model.supervised_logits(packed).float().log_softmax(-1).double().cpu()
+        samples = packed.samples.cpu()
+        chosen = logprobs.gather(1, packed.targets.cpu()[:, None])[:, 0]
+        sums = torch.zeros(len(batch), dtype=torch.float64).index_add(0, samples, chosen)
+        for b, (_, index, label) in enumerate(batch):
+            if label >= 0:
+                scores[index][label] = sums[b]
+            else:  # one supervised row a sample, at which all single-token answers are read
+                scores[index][:] = logprobs[b, [tokens[0] for tokens in candidates[examples[index].task].tokens]]
+            done.add(index)
+        tell(len(done), len(examples))
+    return [_largest(values) for values in scores]
+
+
+def _candidates(model: AdaptedModel, entry: Example) -> _Candidates:
+    """Tokens of a task's answers, taken from one example: a template ends alike whatever the prompt."""
+    answers = named(entry.task).answers
+    found = []
+    for answer in answers:
+        encoded = model.encode(replace(entry, answer=answer))
+        if encoded.cut == "answer":
+            raise ModelError(
+                f'the answer "{answer}" of {entry.task} does not fit into {model.max_length} tokens. Raise max_length'
+            )
+        tokens = encoded.input_ids[encoded.answer_start :]
+        if len(tokens) > 1 and tokens[-1] == model.tokenizer.eos_token_id:
+            tokens = tokens[:-1]
+        found.append(tokens)
+    for second, tokens in enumerate(found):
+        first = found.index(tokens)
+        if first != second:
+            raise ModelError(
+                f'the tokenizer gives "{answers[first]}" and "{answers[second]}", answers of {entry.task}, the '
+                'same tokens, so their likelihoods are equal. Use scorer = "generation", or a tokenizer that knows both'
+            )
+    return _Candidates(tuple(found), max(range(len(found)), key=lambda label: len(found[label])))
+
+
+def _generated(
+    model: AdaptedModel, examples: list[Example], size: int, max_new_tokens: int, tell: Progress
+) -> list[int | None]:
+    answers: list[int | None] = [None] * len(examples)
+    done = 0
+    for batch in _longest_first(list(enumerate(examples)), size, key=lambda item: len(item[1].prompt)):
+        said = model.generate([entry.prompt for _, entry in batch], max_new_tokens=max_new_tokens)
+        for (index, entry), text in zip(batch, said, strict=True):
+            answers[index] = judge(text, entry.task)
+        done += len(batch)
+        tell(done, len(examples))
+    return answers
+
+
+def _classified(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[int | None]:
+    encoded = []
+    for index, entry in enumerate(examples):
+        head = entry.task if entry.task in model.heads else named(entry.task).head
+        encoded.append((index, model.encode(replace(entry, task=head)), model.heads[head].start))
+        if len(model.heads[head]) != len(named(entry.task).answers):
+            raise ModelError(
+                f"the classifier's head for {head} has {len(model.heads[head])} classes; {entry.task} has "
+                f"{len(named(entry.task).answers)}. Evaluate it on the tasks it was trained for"
+            )
+    answers: list[int | None] = [None] * len(examples)
+    done = 0
+    for batch in _longest_first(encoded, size, key=lambda item: len(item[1].input_ids)):
+        with model.evaluating():
+            logits = model.supervised_logits(model.collate([tokens for _, tokens, _ in batch])).float().cpu()
+        for row, (index, _, start) in zip(logits, batch, strict=True):
+            best = _largest(row)
+            answers[index] = None if best is None else best - start
+        done += len(batch)
+        tell(done, len(examples))
+    return answers
+
+
+def _largest(scores: torch.Tensor) -> int | None:
+    """Index of the largest score; None where the model broke down to NaN, which is no answer."""
+    return None if bool(scores.isnan().any()) else int(scores.argmax())
+
+
+def _longest_first(items: Sequence[T], size: int, *, key: Callable[[T], int]) -> Iterator[list[T]]:
+    ordered = sorted(items, key=key, reverse=True)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
