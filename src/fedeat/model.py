@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -479,7 +480,15 @@ def _adapter_parameters(network: Any) -> dict[str, nn.Parameter]:
         raise ModelError(f"PEFT saves other tensors than it trains for this model, first {odd[0]!r}.")
     for parameter in parameters.values():
         parameter.data = parameter.data.float()  # a head copied from a bfloat16 base would lose small updates
+    for module in network.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for head in module.modules_to_save.values():
+                head.register_forward_pre_hook(_in_float32)
     return dict(sorted(parameters.items()))
+
+
+def _in_float32(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].float(), *args[1:])
 
 
 def _head_rows(heads: Mapping[str, int]) -> dict[str, range]:
