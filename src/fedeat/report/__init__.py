@@ -1,0 +1,13 @@
+"""The report: the paper's tables and figures for a run or a comparison, from its records alone.
+
+One self-contained HTML page that opens offline, each figure also as PNG, each table also as CSV, and the tables for
+a terminal.
+"""
+
+from __future__ import annotations
+
+from fedeat.report.figures import calibration_figure
+from fedeat.report.page import write_report, write_report_for
+from fedeat.report.tables import print_tables
+
+__all__ = ["calibration_figure", "print_tables", "write_report", "write_report_for"]

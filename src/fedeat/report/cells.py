@@ -1,0 +1,266 @@
+"""Results as numbers: rows read from records, cells over seeds, and which cells may be called best.
+
+A cell is one method on one task under one condition (attack and share of malicious clients). Over several seeds it
+holds the mean, the standard deviation, and a 95 % interval that is, on each side, the wider of two: the mean of the
+seeds' own intervals (which texts were drawn) and the t interval of the seeds' values (which run was drawn).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The paper's order: the base model, then FedAvg, each ingredient alone, and both.
+METHOD_NAMES = {"base": "Base model", "fedavg": "FedAvg", "eat": "EAT", "gm": "GM", "fedeat": "FedEAT"}
+
+# Two-sided 95 % quantiles of Student's t for 1..10 degrees of freedom; beyond, a two-term expansion is exact to 0.003.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task, once: a line of `results.json`. Shares are in 0..1, None where undefined."""
+
+    method: str
+    attack: str
+    byzantine_fraction: float
+    task: str
+    seed: int
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    benign: int
+    asr: float | None
+    asr_low: float | None
+    asr_high: float | None
+    pairs: int
+    originals: int
+    benign_correct: int
+    broken: int
+    accuracy_original: float | None
+    accuracy_modified: float | None
+    unparsable: float | None
+    histogram: tuple[tuple[str, int], ...]
+    flags: tuple[str, ...]
+    run: str
+
+    @property
+    def condition(self) -> Condition:
+        """The condition this row was measured under."""
+        return Condition.of(self.attack, self.byzantine_fraction)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An attack and the share of malicious clients, in 0..1; one table and one panel each."""
+
+    attack: str
+    fraction: float
+
+    @classmethod
+    def of(cls, attack: str, fraction: float) -> Condition:
+        """The condition; no attack and no malicious clients are the same one."""
+        return cls("none", 0.0) if attack == "none" or not fraction else cls(attack, fraction)
+
+    @property
+    def title(self) -> str:
+        """Such as "Sign flip, 30 % malicious clients"."""
+        if self.attack == "none":
+            return "No malicious clients"
+        name = self.attack.replace("_", " ")
+        return f"{name[:1].upper()}{name[1:]}, {100 * self.fraction:g} % malicious clients"
+
+    @property
+    def phrase(self) -> str:
+        """The same within a sentence: "with 30 % malicious clients (sign flip)"."""
+        if self.attack == "none":
+            return "without malicious clients"
+        return f"with {100 * self.fraction:g} % malicious clients ({self.attack.replace('_', ' ')})"
+
+    @property
+    def short(self) -> str:
+        """The same as a file name part."""
+        return "none" if self.attack == "none" else f"{self.attack}-{self.fraction:g}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % interval and spread, all in 0..1; `seeds` is how many values are behind it."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    deviation: float | None = None
+    seeds: int = 0
+
+    def below(self, other: Estimate) -> bool:
+        """Whether this interval lies wholly under the other's; False where either is unknown."""
+        return self.high is not None and other.low is not None and self.high < other.low
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task under one condition, over seeds. Counts are summed over seeds."""
+
+    accuracy: Estimate
+    asr: Estimate
+    benign: int
+    pairs: int
+    benign_correct: int
+    broken: int
+    flags: tuple[str, ...]
+
+
+def read_rows(records: Iterable[object]) -> tuple[list[Row], list[str]]:
+    """Rows of `results.json` or `evaluation.json`, and a note on those that could not be used."""
+    rows = []
+    skipped = 0
+    for record in records:
+        if isinstance(record, Row):
+            rows.append(record)
+        elif isinstance(record, Mapping) and record.get("task") is not None and record.get("method") is not None:
+            rows.append(_row(record))
+        else:
+            skipped += 1
+    note = f"{skipped} result row{'s' * (skipped > 1)} without method or task left out"
+    return rows, [note] if skipped else []
+
+
+def display_name(method: str) -> str:
+    """The method as it is written in a table."""
+    return METHOD_NAMES.get(method, method)
+
+
+def method_order(methods: Iterable[str]) -> list[str]:
+    """Distinct methods: the base first, the paper's next, others in order of appearance."""
+    known = list(METHOD_NAMES)
+    return sorted(dict.fromkeys(methods), key=lambda name: known.index(name) if name in known else len(known))
+
+
+def conditions(rows: Sequence[Row]) -> list[Condition]:
+    """Distinct conditions: no attack first, then attacks in order of appearance, each by rising fraction.
+
+    The base model takes part in no federation, so it makes no condition of its own beside others.
+    """
+    found = dict.fromkeys(row.condition for row in rows if row.method != "base")
+    found = found or dict.fromkeys(row.condition for row in rows)
+    attacks = list(dict.fromkeys(condition.attack for condition in found))
+    return sorted(found, key=lambda item: (item.attack != "none", attacks.index(item.attack), item.fraction))
+
+
+def group(rows: Sequence[Row], condition: Condition) -> dict[tuple[str, str], Cell]:
+    """Cells by (method, task) of one condition; the base model's rows belong to every condition."""
+    gathered: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.condition == condition or row.method == "base":
+            gathered.setdefault((row.method, row.task), []).append(row)
+    return {key: _cell(members) for key, members in gathered.items()}
+
+
+def best_methods(cells: Mapping[str, Cell]) -> tuple[frozenset[str], frozenset[str]]:
+    """Methods of one task whose accuracy, and whose ASR, may be printed bold.
+
+    Bold is a method that is clearly better than at least one other (the intervals lie apart) and not clearly worse
+    than any; where no two methods lie apart nothing is bold. The base model does not compete. A flagged method is
+    never bold, and neither is an ASR whose accuracy is clearly below the best: giving one answer always, or answering
+    at random, is not robustness.
+    """
+    trained = {method: cell for method, cell in cells.items() if method != "base"}
+    sound = {method: cell for method, cell in trained.items() if not cell.flags}
+    accuracy = _leaders(
+        {method: cell.accuracy for method, cell in sound.items()},
+        {method: cell.accuracy for method, cell in trained.items()},
+        sign=1,
+    )
+    top = max((cell.accuracy for cell in sound.values()), key=lambda item: item.mean or 0.0, default=Estimate())
+    able = {method: cell.asr for method, cell in sound.items() if not cell.accuracy.below(top)}
+    return accuracy, _leaders(able, able, sign=-1)
+
+
+def estimate(values: Sequence[tuple[float | None, float | None, float | None]]) -> Estimate:
+    """Mean over seeds of (value, low, high); seeds whose value is None are left out of the mean."""
+    known = [(value, low, high) for value, low, high in values if value is not None]
+    if not known:
+        return Estimate()
+    count = len(known)
+    mean = math.fsum(value for value, _, _ in known) / count
+    lows = [low for _, low, _ in known if low is not None]
+    highs = [high for _, _, high in known if high is not None]
+    low = math.fsum(lows) / count if len(lows) == count else None
+    high = math.fsum(highs) / count if len(highs) == count else None
+    if count == 1:
+        return Estimate(mean, low, high, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value, _, _ in known) / (count - 1))
+    freedom = count - 1
+    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.372 / freedom + 2.8 / freedom**2
+    reach = quantile * deviation / math.sqrt(count)
+    low = max(min(mean - reach, mean if low is None else low), 0.0)
+    high = min(max(mean + reach, mean if high is None else high), 1.0)
+    return Estimate(mean, low, high, deviation, count)
+
+
+def _leaders(candidates: Mapping[str, Estimate], field: Mapping[str, Estimate], *, sign: int) -> frozenset[str]:
+    def worse(one: Estimate, other: Estimate) -> bool:
+        return one.below(other) if sign > 0 else other.below(one)
+
+    return frozenset(
+        method
+        for method, value in candidates.items()
+        if any(worse(other, value) for other in field.values())
+        and not any(worse(value, other) for other in candidates.values())
+    )
+
+
+def _cell(rows: Sequence[Row]) -> Cell:
+    several = len(rows) > 1
+    flags = [f"seed {row.seed}: {flag}" if several else flag for row in rows for flag in row.flags]
+    return Cell(
+        accuracy=estimate([(row.accuracy, row.accuracy_low, row.accuracy_high) for row in rows]),
+        asr=estimate([(row.asr, row.asr_low, row.asr_high) for row in rows]),
+        benign=sum(row.benign for row in rows),
+        pairs=sum(row.pairs for row in rows),
+        benign_correct=sum(row.benign_correct for row in rows),
+        broken=sum(row.broken for row in rows),
+        flags=tuple(flags),
+    )
+
+
+def _row(record: Mapping[str, Any]) -> Row:
+    def share(key: str) -> float | None:
+        value = record.get(key)
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return min(max(float(value), 0.0), 1.0) if usable else None  # type: ignore[arg-type]
+
+    def count(key: str) -> int:
+        value = record.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+    histogram = record.get("histogram")
+    counted = histogram.items() if isinstance(histogram, Mapping) else ()
+    flags = record.get("flags")
+    return Row(
+        method=str(record["method"]),
+        attack=str(record.get("attack") or "none"),
+        byzantine_fraction=share("byzantine_fraction") or 0.0,
+        task=str(record["task"]),
+        seed=count("seed"),
+        accuracy=share("accuracy"),
+        accuracy_low=share("accuracy_low"),
+        accuracy_high=share("accuracy_high"),
+        benign=count("benign"),
+        asr=share("asr"),
+        asr_low=share("asr_low"),
+        asr_high=share("asr_high"),
+        pairs=count("pairs"),
+        originals=count("originals"),
+        benign_correct=count("benign_correct"),
+        broken=count("broken"),
+        accuracy_original=share("accuracy_original"),
+        accuracy_modified=share("accuracy_modified"),
+        unparsable=share("unparsable"),
+        histogram=tuple((str(name), value) for name, value in counted if isinstance(value, int)),
+        flags=tuple(str(flag) for flag in flags) if isinstance(flags, list | tuple) else (),
+        run=str(record.get("run") or ""),
+    )

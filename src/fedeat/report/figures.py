@@ -1,0 +1,210 @@
+"""Figures of results: accuracy and ASR bars (the paper's Figs. 3 and 4) and the calibration curve over the radius.
+
+Every panel is a figure of its own, narrow enough to be read on a phone; the page sets several side by side. Figures
+are built without pyplot, so no state is shared and no display is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fedeat.report.cells import Estimate, display_name, method_order
+from fedeat.report.tables import FLAG, ResultTable
+
+# Okabe and Ito's palette, told apart with every common kind of colour blindness.
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442",
+)  # fmt: skip
+GREY = "#9A9A9A"
+INK = "#222222"
+METHOD_COLOURS = {"base": GREY, "fedavg": ORANGE, "eat": SKY, "gm": GREEN, "fedeat": BLUE}
+_SPARE_COLOURS = (PURPLE, VERMILLION, "#000000", YELLOW)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PANEL_WIDTH = 4.2  # inches; 403 CSS pixels, so 8 pt text stays above 7 pt on a 360 pixel phone
+
+_STYLE: Any = {
+    "text.parse_math": False,  # names come from data: a lone "$" must not be parsed
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "hatch.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedeat",  # the same records give the same bytes
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure, for as long as it is drawn or saved."""
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text, without a date, set in whichever sans serif the reader has."""
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+    # Laid out with DejaVu's wide letters, so the narrower faces of phones and browsers fit too.
+    return buffer.getvalue().replace("'DejaVu Sans'", "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans'")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes at 200 dots an inch."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def method_colours(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, the same on every figure of a page."""
+    others = [method for method in method_order(methods) if method not in METHOD_COLOURS]
+    spare = {method: _SPARE_COLOURS[index % len(_SPARE_COLOURS)] for index, method in enumerate(others)}
+    return {method: METHOD_COLOURS.get(method) or spare[method] for method in method_order(methods)}
+
+
+def shorten(text: str, limit: int = 24) -> str:
+    """One line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def accuracy_figure(table: ResultTable) -> Figure:
+    """Accuracy by task and method with 95 % intervals under one condition (the paper's Fig. 3)."""
+    return _bars(table, {key: cell.accuracy for key, cell in table.cells.items()}, "Accuracy (%)")
+
+
+def asr_figure(table: ResultTable) -> Figure:
+    """Attack success rate by task and method with 95 % intervals under one condition (the paper's Fig. 4)."""
+    return _bars(table, {key: cell.asr for key, cell in table.cells.items()}, "Attack success rate (%)")
+
+
+def calibration_figure(points: Sequence[Mapping[str, Any]], recommended: float | None) -> Figure:
+    """Loss and accuracy, clean and under the perturbation, along the radius (logarithmic axis).
+
+    Args:
+        points: one mapping a radius with "radius" (>= 0, relative to the mean embedding norm), "clean_loss",
+            "adversarial_loss", "accuracy" and "adversarial_accuracy" (shares in 0..1); None leaves a point out.
+            A radius of zero cannot stand on a logarithmic axis; its values are drawn as dotted levels.
+        recommended: the radius to mark, None for none.
+    """
+    ordered = sorted(points, key=lambda point: float(point["radius"]))
+    panels = [("Loss", (("clean_loss", "clean"), ("adversarial_loss", "adversarial")), 1.0)]
+    if any(point.get(key) is not None for point in ordered for key in ("accuracy", "adversarial_accuracy")):
+        panels.append(("Accuracy (%)", (("accuracy", "clean"), ("adversarial_accuracy", "adversarial")), 100.0))
+    with style():
+        figure = Figure(figsize=(PANEL_WIDTH, 2.0 * len(panels) + 0.6), layout="constrained")
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+        for axes, (label, series, scale) in zip(grid[:, 0], panels, strict=True):
+            for index, (key, name) in enumerate(series):
+                colour = (BLUE, VERMILLION)[index]
+                known = [point for point in ordered if point.get(key) is not None]
+                usable = [(float(point["radius"]), scale * float(point[key])) for point in known]
+                shown = [pair for pair in usable if pair[0] > 0]
+                axes.plot(
+                    [radius for radius, _ in shown], [value for _, value in shown],
+                    color=colour, marker=MARKERS[index], markersize=4, linewidth=1.4, label=name,
+                )  # fmt: skip
+                for _, value in (pair for pair in usable if pair[0] == 0):
+                    axes.axhline(value, color=colour, linestyle=":", linewidth=0.9)
+            if recommended:
+                name = f"recommended {recommended:g}"
+                axes.axvline(recommended, color=INK, linestyle="--", linewidth=0.9, label=name)
+            axes.set_ylabel(label)
+            axes.grid(visible=True)
+            if scale == 100.0:
+                axes.set_ylim(0, 102)
+        bottom = grid[-1, 0]
+        bottom.set_xscale("log")
+        radii = [float(point["radius"]) for point in ordered if point["radius"] > 0]
+        bottom.set_xticks(_sparse(radii), [f"{radius:g}" for radius in _sparse(radii)])
+        bottom.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        bottom.set_xlabel("Perturbation radius (relative to the mean embedding norm)")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    return figure
+
+
+def _sparse(values: Sequence[float], limit: int = 7) -> list[float]:
+    step = -(-len(values) // limit) or 1
+    return list(values[::step])
+
+
+def _bars(table: ResultTable, values: Mapping[tuple[str, str], Estimate], label: str) -> Figure:
+    colours = method_colours(table.methods)
+    width = 0.84 / max(len(table.methods), 1)
+    flagged = False
+    with style():
+        inches = max(PANEL_WIDTH, 0.9 + 0.13 * len(table.tasks) * (len(table.methods) + 1))
+        figure = Figure(figsize=(inches, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for index, method in enumerate(table.methods):
+            for position, task in enumerate(table.tasks):
+                cell = table.cells.get((method, task))
+                if cell is None:
+                    continue
+                x = position + (index - (len(table.methods) - 1) / 2) * width
+                flagged |= bool(cell.flags)
+                _bar(axes, x, width, values[method, task], colours[method], flagged=bool(cell.flags))
+        axes.set_xticks(range(len(table.tasks)), [shorten(task, 14) for task in table.tasks])
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.55, len(table.tasks) - 0.45)
+        axes.set_ylim(0, 106)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_ylabel(label)
+        axes.grid(visible=True, axis="y")
+        axes.set_title(table.condition.title)
+        handles = [Patch(color=colours[method], label=shorten(display_name(method), 18)) for method in table.methods]
+        if flagged:
+            handles.append(Patch(facecolor="white", edgecolor=INK, hatch="/////", label=f"{FLAG} flagged"))
+        figure.legend(
+            handles=handles, loc="outside lower left", ncols=min(len(handles), 3), handlelength=1.0,
+            handletextpad=0.5, columnspacing=0.9,
+        )  # fmt: skip
+    return figure
+
+
+def _bar(axes: Axes, x: float, width: float, value: Estimate, colour: str, *, flagged: bool) -> None:
+    if value.mean is None:
+        axes.text(x, 1.5, "undefined", rotation=90, ha="center", va="bottom", fontsize=6.5, color="#666666")
+        return
+    top = 100 * value.mean
+    if flagged:
+        axes.bar(x, top, 0.92 * width, facecolor="white", edgecolor=colour, hatch="/////", linewidth=0.8)
+    else:
+        axes.bar(x, top, 0.92 * width, color=colour)
+    if value.low is not None and value.high is not None:
+        axes.plot([x, x], [100 * value.low, 100 * value.high], color=INK, linewidth=1.0, solid_capstyle="butt")
+        top = max(top, 100 * value.high)
+    if flagged:
+        axes.text(x, top + 0.8, FLAG, ha="center", va="bottom", fontsize=8)

@@ -1,0 +1,175 @@
+"""The tables of a page, ready for its template, and each as a CSV file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fedeat.report.canvas import Canvas
+from fedeat.report.cells import Cell, Row, display_name, method_order
+from fedeat.report.reading import Run, client_ids, number
+from fedeat.report.round_figures import malicious_clients, rejections
+from fedeat.report.tables import ResultTable, interval, percent, spread, table_csv, write_csv
+
+# What stands on the page; all of it is in the CSV files.
+_SHOWN_LINES = 200
+_TEXT_LIMIT = 300
+
+
+def table_view(result: ResultTable, canvas: Canvas) -> dict[str, Any]:
+    def view(method: str, task: str) -> dict[str, Any] | None:
+        cell = result.cells.get((method, task))
+        return None if cell is None else _cell_view(cell, result, (method, task))
+
+    return {
+        "number": result.number,
+        "title": result.condition.title,
+        "tasks": result.tasks,
+        "lines": [(display_name(method), [view(method, task) for task in result.tasks]) for method in result.methods],
+        "footnotes": result.footnotes,
+        "bold": bool(result.bold_accuracy or result.bold_asr),
+        "seeds": max((cell.accuracy.seeds for cell in result.cells.values()), default=0),
+        "csv": canvas.csv(table_csv(result), f"table-{result.number}-{result.condition.short}"),
+    }
+
+
+def _cell_view(cell: Cell, result: ResultTable, key: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "flags": cell.flags,
+        "accuracy": percent(cell.accuracy.mean),
+        "accuracy_spread": spread(cell.accuracy),
+        "accuracy_interval": interval(cell.accuracy),
+        "benign": cell.benign,
+        "accuracy_bold": key in result.bold_accuracy,
+        "asr": percent(cell.asr.mean),
+        "asr_spread": spread(cell.asr),
+        "asr_interval": interval(cell.asr),
+        "counts": f"{cell.broken}/{cell.benign_correct}",
+        "asr_bold": key in result.bold_asr,
+    }
+
+
+def rejected_updates(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
+    """Rejected updates by run, client and reason, with the rounds they happened in."""
+    found: dict[tuple[str, str, str, bool], list[int]] = {}
+    for run in runs:
+        malicious = set(malicious_clients(run))
+        for line in run.rounds:
+            for entry in rejections(line):
+                client = entry.get("client")
+                known = bool(malicious & set(client_ids([client])))
+                key = (run.name, clip(plain(client)), str(entry.get("reason")), known)
+                found.setdefault(key, []).append(int(line["round"]))
+    columns = ("run", "client", "malicious", "reason", "count", "rounds")
+    lines = [
+        (run, client, "yes" if known else "no", reason, len(rounds), " ".join(map(str, rounds)))
+        for (run, client, reason, known), rounds in found.items()
+    ]
+    total = sum(len(client_ids(line.get("cohort"))) for run in runs for line in run.rounds)
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "rejected") if lines else "",
+        "lines": [
+            (run, client, known, clip(reason), count, _ranges([int(part) for part in rounds.split()]))
+            for run, client, known, reason, count, rounds in lines[:_SHOWN_LINES]
+        ],
+        "hidden": max(len(lines) - _SHOWN_LINES, 0),
+        "count": sum(len(rounds) for rounds in found.values()),
+        "updates": total,
+    }
+
+
+def round_listing(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
+    """Every round of every run; shown on the page for a single run, as CSV always."""
+    columns = ("run", "round", "cohort", "accepted", "rejected", "iterations", "gap", "loss", "update_norm")
+    lines = [
+        (
+            run.name, int(line["round"]), len(client_ids(line.get("cohort"))), len(client_ids(line.get("accepted"))),
+            len(rejections(line)), number(line.get("iterations")), number(line.get("gap")), number(line.get("loss")),
+            number(line.get("update_norm")),
+        )
+        for run in runs
+        for line in run.rounds
+    ]  # fmt: skip
+    shown = lines[:_SHOWN_LINES] if len(runs) == 1 else []
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "rounds") if lines else "",
+        "columns": columns[1:],
+        "lines": [[_short(value) for value in line[1:]] for line in shown],
+        "hidden": len(lines) - len(shown) if len(runs) == 1 else 0,
+    }
+
+
+def timing_listing(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
+    lines = []
+    for run in runs:
+        seconds = [value for line in run.timings if (value := number(line.get("seconds"))) is not None]
+        memory = [value for line in run.timings if (value := number(line.get("peak_memory_bytes"))) is not None]
+        if seconds:
+            peak = max(memory) / 2**20 if memory else None
+            lines.append((run.name, len(seconds), sum(seconds), statistics.median(seconds), peak))
+    columns = ("run", "rounds", "seconds", "median_seconds_per_round", "peak_memory_mib")
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "timings") if lines else "",
+        "lines": [
+            (name, count, f"{total:.1f}", f"{median:.2f}", "n/a" if peak is None else f"{peak:,.0f}")
+            for name, count, total, median, peak in lines[:_SHOWN_LINES]
+        ],
+    }
+
+
+def result_listing(rows: Sequence[Row], canvas: Canvas) -> dict[str, Any]:
+    """Every row with its histogram and counts."""
+    order = {method: index for index, method in enumerate(method_order(row.method for row in rows))}
+    ordered = sorted(
+        rows, key=lambda row: (row.condition.attack != "none", row.condition.short, order[row.method], row.seed)
+    )
+    columns = (
+        "method", "attack", "byzantine_fraction", "task", "seed", "accuracy", "asr", "accuracy_original",
+        "accuracy_modified", "pairs", "originals", "benign_correct", "broken", "unparsable", "histogram", "flags",
+        "run",
+    )  # fmt: skip
+    lines = []
+    for row in ordered:
+        histogram = ", ".join(f"{name} {count}" for name, count in row.histogram)
+        values = {name: getattr(row, name) for name in columns}
+        lines.append(tuple({**values, "histogram": histogram, "flags": "; ".join(row.flags)}.values()))
+    shown = [
+        {
+            "method": display_name(row.method), "condition": row.condition.title, "task": row.task, "seed": row.seed,
+            "original": percent(row.accuracy_original), "modified": percent(row.accuracy_modified), "pairs": row.pairs,
+            "originals": row.originals, "unparsable": percent(row.unparsable), "flags": row.flags,
+            "histogram": clip(", ".join(f"{name} {count}" for name, count in row.histogram if count)),
+        }
+        for row in ordered[:_SHOWN_LINES]
+    ]  # fmt: skip
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "results") if lines else "",
+        "lines": shown,
+        "hidden": max(len(lines) - _SHOWN_LINES, 0),
+    }
+
+
+def plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def clip(text: str) -> str:
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Such as "0-3, 5"."""
+    parts: list[list[int]] = []
+    for value in sorted(set(values)):
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return clip(", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts))
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,161 @@
+"""The HTML page: one file that opens offline, with every figure also as PNG and every table also as CSV beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fedeat.report.canvas import Canvas, write_file
+from fedeat.report.cells import METHOD_NAMES, conditions, display_name, method_order
+from fedeat.report.listings import (
+    clip,
+    plain,
+    rejected_updates,
+    result_listing,
+    round_listing,
+    table_view,
+    timing_listing,
+)
+from fedeat.report.pictures import partition_figures, result_figures, round_figures, weight_figures
+from fedeat.report.reading import Records, Run, merge, read_directory, table
+from fedeat.report.round_figures import all_clients
+from fedeat.report.summary import summarise
+from fedeat.report.tables import FLAG, result_tables
+
+
+def write_report(directory: Path) -> Path:
+    """Writes `report.html`, `figures/*.png` and `tables/*.csv` into a comparison or run directory.
+
+    Pieces that are missing or half written become notes on the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RecordError: the directory is missing, or neither a comparison nor a run.
+    """
+    return _write_page(read_directory(directory), directory / "report.html")
+
+
+def write_report_for(directories: Sequence[Path], out: Path) -> Path:
+    """Writes one page for several run or comparison directories.
+
+    Args:
+        directories: at least one; runs with equal method, attack and seed are told apart by directory name.
+        out: the page if the name ends in `.html` or `.htm`, else the directory that gets `report.html`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: no directory was given.
+        RecordError: a directory is missing, or neither a comparison nor a run.
+    """
+    if not directories:
+        raise ValueError("no directory given; expected at least one run or comparison directory")
+    page = out if out.suffix in (".html", ".htm") else out / "report.html"
+    return _write_page(merge([read_directory(directory) for directory in directories]), page)
+
+
+def _write_page(records: Records, page: Path) -> Path:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedeat.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    text = environment.get_template("page.html").render(_context(records, Canvas(page.parent)))
+    # A lone surrogate from broken JSON has no UTF-8 form.
+    write_file(page, text.encode("utf-8", errors="replace"))
+    return page
+
+
+def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
+    tables = result_tables(records.rows)
+    runs = sorted(records.runs, key=_run_order)
+    figures = [
+        *result_figures(tables, canvas),
+        *round_figures(runs, canvas),
+        *weight_figures(runs, canvas),
+        *partition_figures(runs, canvas),
+    ]
+    return {
+        "title": _title(records),
+        "facts": _facts(records),
+        "notes": records.notes,
+        "summary": summarise(records.rows),
+        "tables": [table_view(result, canvas) for result in tables],
+        "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
+        "details": result_listing(records.rows, canvas),
+        "rejected": rejected_updates(runs, canvas),
+        "rounds": round_listing(runs, canvas),
+        "timings": timing_listing(runs, canvas),
+        "several_runs": len(runs) > 1,
+        "config": records.config_text[:200_000],
+        "environment": [(str(key), plain(value)) for key, value in records.environment.items()],
+        "flag": FLAG,
+    }
+
+
+def _title(records: Records) -> str:
+    methods = method_order([row.method for row in records.rows] or [run.method for run in records.runs])
+    trained = [display_name(method) for method in methods if method != "base"] or [display_name(m) for m in methods]
+    shown = trained if len(trained) <= 6 else [*trained[:5], f"{len(trained) - 5} more"]
+    names = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "No runs yet"
+    return f"{names} on {_model(records)}" if _model(records) else names
+
+
+def _model(records: Records) -> str:
+    for config in [*(run.config for run in records.runs), records.config]:
+        section = config.get("model")
+        known = section if isinstance(section, Mapping) else {"name": section}
+        for value in (known.get(key) for key in ("name", "path", "base", "model")):
+            if isinstance(value, str) and value.strip("/\\ "):
+                # Of a local directory its name; of a hub model "owner/name" both.
+                parts = [part for part in re.split(r"[/\\]", value.strip()) if part]
+                local = value.strip().startswith(("/", ".", "~")) or len(parts) > 2 or "\\" in value
+                return parts[-1] if local else "/".join(parts)
+    return ""
+
+
+def _facts(records: Records) -> list[tuple[str, str]]:
+    """What was run, as (term, value) pairs: model, task kind, clients, rounds, attack, tasks, seeds."""
+    configs = [run.config for run in records.runs] or [records.config]
+
+    def settings(read: Callable[[Mapping[str, Any]], object]) -> str:
+        return ", ".join(dict.fromkeys(plain(value) for config in configs if (value := read(config)) is not None))
+
+    cohort = settings(lambda config: table(config, "federation").get("clients_per_round"))
+    clients = settings(lambda config: table(config, "federation").get("clients"))
+    counted = dict.fromkeys(str(len(all_clients(run))) for run in records.runs if all_clients(run))
+    clients = clients or ", ".join(counted)
+    rounds = settings(lambda config: table(config, "federation").get("rounds"))
+    rounds = rounds or ", ".join(dict.fromkeys(str(len(run.rounds)) for run in records.runs))
+    seeds = sorted({run.seed for run in records.runs if run.seed is not None} | {row.seed for row in records.rows})
+    under = [run.condition for run in records.runs]
+    attacks = list(dict.fromkeys([*conditions(records.rows), *sorted(under, key=lambda item: item.attack != "none")]))
+    facts = [
+        ("Model", _model(records)),
+        ("Task kind", settings(lambda config: config.get("task"))),
+        ("Tasks", ", ".join(dict.fromkeys(row.task for row in records.rows))),
+        ("Clients", f"{clients}, {cohort} a round" if cohort and cohort != clients else clients),
+        ("Rounds", rounds),
+        ("Attack in training", "; ".join(_lower(item.title) for item in attacks)),
+        ("Seeds", ", ".join(map(str, seeds))),
+        ("Runs", str(len(records.runs))),
+    ]
+    return [(term, clip(value)) for term, value in facts if value]
+
+
+def _run_order(run: Run) -> tuple[object, ...]:
+    condition = run.condition
+    order = list(METHOD_NAMES)
+    position = order.index(run.method) if run.method in order else len(order)
+    return (condition.attack != "none", condition.attack, condition.fraction, run.seed or 0, position, run.name)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

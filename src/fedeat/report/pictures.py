@@ -1,0 +1,126 @@
+"""Which figures a page shows: panels by condition and run, with their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedeat.report.canvas import Canvas, Panel
+from fedeat.report.cells import display_name
+from fedeat.report.figures import accuracy_figure, asr_figure
+from fedeat.report.reading import Run
+from fedeat.report.round_figures import (
+    accuracies,
+    all_clients,
+    curves_figure,
+    losses,
+    malicious_clients,
+    mean_accuracy,
+    partition_figure,
+    weight_bounds,
+    weights_figure,
+)
+from fedeat.report.tables import FLAG, ResultTable
+
+# The page stays well under 2 MB; the rest is in the figures folder.
+_SHOWN_HEATMAPS = 16
+_SHOWN_PARTITIONS = 4
+
+
+def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
+    figures = []
+    for name, draw, words in (
+        ("accuracy", accuracy_figure, "Accuracy on unmodified texts"),
+        ("asr", asr_figure, "Attack success rate"),
+    ):
+        panels = [
+            canvas.panel(draw(item), f"{name}-{item.condition.short}", f"{words} by method, {item.condition.title}")
+            for item in tables
+        ]
+        if panels:
+            hatched = any(result.footnotes for result in tables)
+            extra = f" Hatched bars with {FLAG} are flagged and show no robustness." if hatched else ""
+            figures.append(_figure(f"{words} by task and method, with 95 % intervals.{extra}", panels))
+    return figures
+
+
+def round_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+    figures = []
+    for name, label, words, values in (
+        ("loss", "Mean client loss", "Mean training loss of the round's clients", losses),
+        ("accuracy-per-round", "Accuracy (%)", "Accuracy during training, a mean over tasks", mean_accuracy),
+    ):
+        panels = []
+        for condition in dict.fromkeys(run.condition for run in runs):
+            series: dict[str, list[Mapping[int, float]]] = {}
+            members = [run for run in runs if run.condition == condition]
+            for run in members:
+                found = values(run)
+                if found:
+                    series.setdefault(run.method, []).append(found)
+            if len(runs) == 1 and values is mean_accuracy:
+                series = {task: [found] for task, found in accuracies(runs[0]).items()}
+            if series:
+                figure = curves_figure(series, condition.title, label)
+                panels.append(canvas.panel(figure, f"{name}-{condition.short}", f"{words}, {condition.title}"))
+        if panels:
+            banded = any(run.seed != runs[0].seed for run in runs)
+            band = " Lines are means over seeds; bands reach from the lowest to the highest seed." if banded else ""
+            if len(runs) == 1 and values is mean_accuracy:
+                words = "Accuracy during training, by task"
+            figures.append(_figure(f"{words}, by round.{band}", panels))
+    return figures
+
+
+def weight_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+    drawn = [run for run in runs if run.rounds and all_clients(run)]
+    first_seed = [run for run in drawn if run.seed == drawn[0].seed]
+    shown = first_seed[:_SHOWN_HEATMAPS]
+    bounds = weight_bounds(drawn)
+    panels = []
+    for run in [*shown, *(run for run in drawn if run not in shown)]:
+        condition = run.condition
+        several = "" if run.seed is None or len(first_seed) == len(drawn) else f", seed {run.seed}"
+        share = f"{condition.attack.replace('_', ' ')} {100 * condition.fraction:g} %"
+        where = "no attack" if condition.attack == "none" else share
+        figure = weights_figure(run, f"{display_name(run.method)}, {where}{several}", bounds)
+        name = f"weights-{run.name}"
+        if run in shown:
+            panels.append(canvas.panel(figure, name, f"Client weights by round, {run.name}"))
+        else:
+            canvas.picture(figure, canvas.unique(name))
+    if not panels:
+        return []
+    more = len(drawn) - len(shown)
+    text = (
+        "How much each client's update counted, by round. A framed column with a coloured number is a malicious "
+        "client, a cross a rejected update, a blank cell a client that was not sampled. All panels share one scale"
+        + (", by square root so that small weights can be told apart." if bounds[1] else ".")
+        + (f" {more} more run{'s are' if more > 1 else ' is'} in the figures folder." if more else "")
+    )
+    return [_figure(text, panels, small=True)]
+
+
+def partition_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+    distinct: dict[str, list[Run]] = {}
+    for run in runs:
+        if any(sum(counts.values()) for counts in run.partition.values()):
+            distinct.setdefault(repr(run.partition), []).append(run)
+    panels = []
+    for members in list(distinct.values())[:_SHOWN_PARTITIONS]:
+        first = members[0]
+        malicious = {tuple(malicious_clients(run)) for run in members if malicious_clients(run)}
+        title = "Training data by client" if len(distinct) == 1 else f"Training data by client, seed {first.seed}"
+        figure = partition_figure(first.partition, title, next(iter(malicious)) if len(malicious) == 1 else ())
+        panels.append(canvas.panel(figure, f"partition-{first.name}", "Examples each client holds, by label"))
+    if not panels:
+        return []
+    more = len(distinct) - len(panels)
+    text = "Who holds which data: training examples of each client, by label."
+    if any(malicious_clients(run) for run in runs):
+        text += " Coloured client numbers are malicious in the runs with an attack."
+    return [_figure(text + (f" {more} more partitions are not shown." if more else ""), panels)]
+
+
+def _figure(caption: str, panels: Sequence[Panel], *, small: bool = False) -> dict[str, Any]:
+    return {"caption": caption, "panels": panels, "small": small}

@@ -1,0 +1,188 @@
+"""The paper's result tables (Tables 2-5): methods down, tasks across, accuracy and ASR for each; one per condition.
+
+The same table is rendered three ways: for the page, for a terminal, and as CSV in long form.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedeat.report.cells import (
+    Cell,
+    Condition,
+    Estimate,
+    Row,
+    best_methods,
+    conditions,
+    display_name,
+    group,
+    method_order,
+    read_rows,
+)
+
+FLAG = "†"
+_CSV_COLUMNS = (
+    "method", "attack", "byzantine_fraction", "task", "seeds",
+    "accuracy", "accuracy_low", "accuracy_high", "accuracy_deviation", "benign",
+    "asr", "asr_low", "asr_high", "asr_deviation", "asr_seeds", "broken", "benign_correct", "pairs", "flags",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One table: every method on every task under one condition.
+
+    Attributes:
+        number: position on the page, from 1.
+        cells: by (method, task); a missing key was not measured.
+        bold_accuracy, bold_asr: the (method, task) pairs printed bold.
+    """
+
+    number: int
+    condition: Condition
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    cells: Mapping[tuple[str, str], Cell]
+    bold_accuracy: frozenset[tuple[str, str]]
+    bold_asr: frozenset[tuple[str, str]]
+
+    @property
+    def footnotes(self) -> list[tuple[str, str]]:
+        """One (method, what was flagged on which tasks) for each method with a flag."""
+        notes = []
+        for method in self.methods:
+            parts = [
+                f"{task} ({'; '.join(self.cells[method, task].flags)})"
+                for task in self.tasks
+                if (method, task) in self.cells and self.cells[method, task].flags
+            ]
+            if parts:
+                notes.append((display_name(method), ", ".join(parts)))
+        return notes
+
+
+def result_tables(rows: Sequence[Row]) -> list[ResultTable]:
+    """The tables of all conditions, the attack-free one first."""
+    tables = []
+    for number, condition in enumerate(conditions(rows), start=1):
+        cells = group(rows, condition)
+        methods = method_order(method for method, _ in cells)
+        tasks = tuple(task for task in dict.fromkeys(row.task for row in rows) if any(key[1] == task for key in cells))
+        accuracy, asr = set(), set()
+        for task in tasks:
+            best_accuracy, best_asr = best_methods({m: cells[m, task] for m in methods if (m, task) in cells})
+            accuracy |= {(method, task) for method in best_accuracy}
+            asr |= {(method, task) for method in best_asr}
+        tables.append(
+            ResultTable(number, condition, tuple(methods), tasks, cells, frozenset(accuracy), frozenset(asr))
+        )
+    return tables
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage without its sign, "n/a" when unknown."""
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def interval(value: Estimate) -> str:
+    """Such as "[81.0, 91.5]" in percent, "" when unknown."""
+    return "" if value.low is None or value.high is None else f"[{percent(value.low)}, {percent(value.high)}]"
+
+
+def spread(value: Estimate) -> str:
+    """Such as "±1.2" (standard deviation over seeds, in points), "" for a single seed."""
+    return "" if value.deviation is None else f"±{percent(value.deviation)}"
+
+
+def print_tables(rows: Sequence[Mapping[str, Any] | Row], console: Console) -> None:
+    """Prints the tables of all conditions, in percent, split by tasks where the terminal is narrow.
+
+    Under each value stand its spread over seeds, where there are several, and for ASR the counts broken/right on the
+    original. Flagged cells carry a sign and a footnote and are never bold.
+    """
+    known, notes = read_rows(rows)
+    for result in result_tables(known):
+        names = max(len(display_name(method)) for method in result.methods)
+        per_line = max(1, (console.width - min(names, 30) - 2) // 17)
+        for start in range(0, len(result.tasks), per_line):
+            more = " (continued)" if start else ""
+            console.print(Text(f"Table {result.number}. {result.condition.title}{more}", style="bold"))
+            console.print(_terminal_table(result, result.tasks[start : start + per_line]))
+        for method, text in result.footnotes:
+            console.print(Text(f"{FLAG} {method}: {text}", style="yellow"))
+        console.print()
+    for note in notes:
+        console.print(Text(note, style="yellow"))
+    if not known:
+        console.print(Text("No results yet."))
+    else:
+        console.print(Text(f"In percent; under ASR the pairs broken/right on the original; {FLAG} flagged", style="dim"))
+
+
+def table_csv(result: ResultTable) -> str:
+    """The table in long form, one line a method and task, shares in 0..1."""
+    lines: list[Sequence[object]] = []
+    for method in result.methods:
+        for task in result.tasks:
+            cell = result.cells.get((method, task))
+            if cell is None:
+                continue
+            accuracy, asr = cell.accuracy, cell.asr
+            lines.append(
+                (
+                    method, result.condition.attack, result.condition.fraction, task, accuracy.seeds,
+                    accuracy.mean, accuracy.low, accuracy.high, accuracy.deviation, cell.benign,
+                    asr.mean, asr.low, asr.high, asr.deviation, asr.seeds, cell.broken, cell.benign_correct, cell.pairs,
+                    "; ".join(cell.flags),
+                )
+            )  # fmt: skip
+    return write_csv(_CSV_COLUMNS, lines)
+
+
+def write_csv(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """CSV text; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
+
+    def safe(value: object) -> object:
+        # Rejection reasons and names can come from another machine.
+        return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([safe("" if value is None else value) for value in line] for line in lines)
+    return buffer.getvalue()
+
+
+def _terminal_table(result: ResultTable, tasks: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(Text("\nmethod"), max_width=30, overflow="ellipsis")
+    for task in tasks:
+        table.add_column(Text(f"{task}\nacc. ↑"), justify="right")
+        table.add_column(Text("\nASR ↓"), justify="right")
+    for method in result.methods:
+        line: list[Text] = [Text(display_name(method))]
+        for task in tasks:
+            cell = result.cells.get((method, task))
+            if cell is None:
+                line += [Text(""), Text("")]
+                continue
+            sign = FLAG if cell.flags else ""
+            for value, bold, counts in (
+                (cell.accuracy, (method, task) in result.bold_accuracy, ""),
+                (cell.asr, (method, task) in result.bold_asr, f"{cell.broken}/{cell.benign_correct}"),
+            ):
+                text = Text(percent(value.mean) + sign, style="bold" if bold else "dim" if sign else "")
+                for small in (spread(value), counts):
+                    text += Text(f"\n{small}", style="dim") if small else Text("")
+                line.append(text)
+        table.add_row(*line)
+    return table
