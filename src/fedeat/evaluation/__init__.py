@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedeat.data import Example
 from fedeat.evaluation.robustness import Row, TaskPredictions, average, is_win, rank, task_row
 from fedeat.evaluation.scoring import Progress, Scorer, predict
-from fedeat.evaluation.sets import EvaluationSet, Pair, read_evaluation, read_pairs
+from fedeat.evaluation.sets import EvaluationSet, Pair, only, read_evaluation, read_pairs
 from fedeat.evaluation.tasks import TASKS, Item, example
 
 if TYPE_CHECKING:  # a report reads rows without loading a model library
@@ -28,6 +28,7 @@ __all__ = [
     "average",
     "evaluate",
     "is_win",
+    "only",
     "predict",
     "rank",
     "read_evaluation",

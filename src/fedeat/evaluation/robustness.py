@@ -33,7 +33,7 @@ FEW = 10
 class JudgedPair(TypedDict):
     """A pair's label and the model's answers to both its texts; None is an answer that is no answer."""
 
-    index: int
+    index: int | str
     group: str
     label: int
     original: int | None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Pair:
 
     Attributes:
         task: a name in `tasks.TASKS`.
-        index: the pair's number within the task, as the file numbers it.
+        index: the pair's number or name within the task, as the file has it.
         original: the unperturbed text.
         modified: the perturbed text, of the same label.
         label: class index of both.
@@ -41,7 +41,7 @@ class Pair:
     """
 
     task: str
-    index: int
+    index: int | str
     original: Item
     modified: Item
     label: int
@@ -82,7 +82,7 @@ def read_evaluation(path: str | Path, task: str | None = None) -> EvaluationSet:
     rows: list[Mapping[str, Any]] = list(data.read_rows(Path(path)))
     if len(rows) == 1 and rows[0] and all(isinstance(value, list) for value in rows[0].values()):
         return _only(_annotated(_by_task(rows[0], source), source, task), task)
-    if any("prompt" in row and "type" in row for row in rows):
+    if any("prompt" in row and ("type" in row or "index" in row) for row in rows):
         return _only(_trustllm(rows, source), task)
     if any(str(name).startswith(_ORIGINAL) for row in rows for name in row):
         return _only(_annotated(rows, source, task), task)
@@ -109,7 +109,7 @@ def read_pairs(path: str | Path, task: str | None = None) -> list[Pair]:
 
 def _by_task(content: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]:
     """Rows of a dictionary from task to rows, each with its "task"."""
-    flat = []
+    flat: list[Mapping[str, Any]] = []
     for task, rows in content.items():
         if task not in tasks.TASKS:
             raise DataError(
@@ -127,7 +127,7 @@ def _by_task(content: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]
 
 
 def _trustllm(rows: Sequence[Mapping[str, Any]], source: str) -> EvaluationSet:
-    halves: dict[tuple[str, int], dict[str, tuple[int, Item, str]]] = {}
+    halves: dict[tuple[str, int | str], dict[str, tuple[int, Item, str]]] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         key, side, entry = _half(row, where)
@@ -159,7 +159,7 @@ def _trustllm(rows: Sequence[Mapping[str, Any]], source: str) -> EvaluationSet:
     return EvaluationSet(source, pairs=tuple(pairs))
 
 
-def _half(row: Mapping[str, Any], where: str) -> tuple[tuple[str, int], str, Item]:
+def _half(row: Mapping[str, Any], where: str) -> tuple[tuple[str, int | str], str, Item]:
     """One row of TrustLLM's list: its pair, its side and its text."""
     task, side, text = row.get("task"), row.get("type"), row.get("prompt")
     if not isinstance(task, str) or task not in tasks.TASKS:
@@ -173,11 +173,14 @@ def _half(row: Mapping[str, Any], where: str) -> tuple[tuple[str, int], str, Ite
     return (task, _index(row.get("index"), "index", where)), side, item
 
 
-def _index(value: object, name: str, where: str) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
+def _index(value: object, name: str, where: str) -> int | str:
+    if isinstance(value, str) and value.strip():
+        return int(value) if value.strip().isdecimal() else value.strip()
     if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f'{where}: "{name}" is {value!r}; expected an integer that the two rows of a pair share')
+        raise DataError(
+            f'{where}: "{name}" is {value!r}; expected a number or a name that the two rows of a pair share. '
+            "Number the pairs of each task"
+        )
     return value
 
 
@@ -188,7 +191,7 @@ def _annotated(rows: Sequence[Mapping[str, Any]], source: str, task: str | None)
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         name = tasks.detect(row, where=where) if task is None or "task" in row else task
-        index = counts[name]
+        index: int | str = counts[name]
         counts[name] += 1
         if "idx" in row:
             index = _index(row["idx"], "idx", where)
@@ -211,7 +214,7 @@ def _annotated(rows: Sequence[Mapping[str, Any]], source: str, task: str | None)
     return EvaluationSet(source, pairs=tuple(pairs), notes=notes)
 
 
-def _pair(index: int, original: Item, modified: Item, method: str) -> Pair:
+def _pair(index: int | str, original: Item, modified: Item, method: str) -> Pair:
     text = " ".join(original.texts) if original.texts is not None else original.prompt
     return Pair(original.task, index, original, modified, original.label, method, text_id(text))
 
@@ -222,8 +225,27 @@ def text_id(text: str) -> str:
     return hashlib.sha256((plain or text).encode()).hexdigest()[:12]
 
 
+def only(found: EvaluationSet, names: Collection[str]) -> EvaluationSet:
+    """What of a set is of these tasks, and a note on what is left out.
+
+    A classifier's heads can be passed as the names: mismatched MNLI stays where MNLI is named.
+    """
+
+    def kept(item: Item | Pair) -> bool:
+        return item.task in names or tasks.TASKS[item.task].head in names
+
+    everything: list[Item | Pair] = [*found.benign, *found.pairs]
+    left_out = Counter(item.task for item in everything if not kept(item))
+    return EvaluationSet(
+        found.source,
+        benign=tuple(item for item in found.benign if kept(item)),
+        pairs=tuple(pair for pair in found.pairs if kept(pair)),
+        notes=(*found.notes, *(f"{found.source}: {n} {task} rows left out" for task, n in left_out.items())),
+    )
+
+
 def _only(found: EvaluationSet, task: str | None) -> EvaluationSet:
-    """The pairs of one task, or all for None."""
+    """The pairs of one named task, or all for None."""
     if task is None:
         return found
     pairs = tuple(pair for pair in found.pairs if pair.task == task)

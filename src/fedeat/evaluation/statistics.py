@@ -34,17 +34,8 @@ def wilson(successes: int, trials: int, *, level: float = 0.95) -> Interval:
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z = _quantile(level)
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    share = successes / trials
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    centre = share + z * z / (2 * trials)
-    scale = 1 + z * z / trials
-    # At 0 and at all successes the bound is exact; rounding must not leave it at 1e-17.
-    low = 0.0 if successes == 0 else max(0.0, (centre - spread) / scale)
-    high = 1.0 if successes == trials else min(1.0, (centre + spread) / scale)
-    return Interval(low, high)
+    _check(level)
+    return _score(successes / trials, trials, level) if trials else Interval(0.0, 1.0)
 
 
 def cluster_ratio(
@@ -58,8 +49,8 @@ def cluster_ratio(
 ) -> Interval | None:
     """Percentile bootstrap interval of sum(numerators) / sum(denominators) over resampled groups.
 
-    Where every group has the same ratio 0 or 1 the bootstrap cannot vary and would claim a certainty nobody has;
-    the interval is then Wilson's, with the groups that have a denominator as its independent trials.
+    Where every group has the same ratio, as where none or all succeeded, the bootstrap cannot vary and would claim a
+    certainty nobody has; the interval is then Wilson's, with the groups as its independent trials.
 
     Args:
         numerators: one number an observation, such as 1 for a broken pair.
@@ -77,17 +68,14 @@ def cluster_ratio(
     """
     if not len(numerators) == len(denominators) == len(groups):
         raise ValueError(f"lengths differ: {len(numerators)}, {len(denominators)}, {len(groups)}")
-    tail = (1 - level) / 2
-    _quantile(level)
+    _check(level)
     top, bottom = _sums(numerators, denominators, groups)
     if bottom.sum() == 0:
         return None
-    counted = bottom > 0
-    trials = int(counted.sum())
-    if not bool((top > 0).any()):
-        return wilson(0, trials, level=level)
-    if torch.equal(top, bottom):
-        return wilson(trials, trials, level=level)
+    share = float(top.sum() / bottom.sum())
+    shares = top[bottom > 0] / bottom[bottom > 0]
+    if torch.equal(shares, shares[:1].expand_as(shares)):
+        return _score(share, len(shares), level)
     ratios = []
     size = max(1, _CHUNK // len(top))
     for start in range(0, resamples, size):
@@ -95,7 +83,7 @@ def cluster_ratio(
         drawn = torch.randint(len(top), (count, len(top)), generator=generator)
         below = bottom[drawn].sum(1)
         ratios.append((top[drawn].sum(1) / below)[below > 0])
-    bounds = torch.quantile(torch.cat(ratios), torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    bounds = torch.quantile(torch.cat(ratios), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
     return Interval(float(bounds[0]), float(bounds[1]))
 
 
@@ -112,9 +100,12 @@ def mcnemar(first_only: int, second_only: int) -> float:
     if min(first_only, second_only) < 0:
         raise ValueError(f"expected counts >= 0, got {first_only} and {second_only}")
     total = first_only + second_only
-    # Integers, so that the tail of a thousand discordant texts is exact and does not underflow.
-    tail = sum(math.comb(total, count) for count in range(min(first_only, second_only) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    # Integers, so that the tail of thousands of discordant texts is exact and does not underflow.
+    term = tail = 1
+    for count in range(min(first_only, second_only)):
+        term = term * (total - count) // (count + 1)
+        tail += term
+    return float(min(1.0, 2 * tail / 2**total))
 
 
 def _sums(
@@ -130,7 +121,19 @@ def _sums(
     )
 
 
-def _quantile(level: float) -> float:
+def _score(share: float, trials: int, level: float) -> Interval:
+    """Wilson's interval of an observed share of `trials` > 0."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    # At shares 0 and 1 one bound is exact; rounding must not leave it at 1e-17.
+    return Interval(
+        0.0 if share == 0 else max(0.0, (centre - spread) / scale),
+        1.0 if share == 1 else min(1.0, (centre + spread) / scale),
+    )
+
+
+def _check(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"expected 0 < level < 1, got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
