@@ -1,0 +1,273 @@
+"""The public call: kinds of input, spaces, options, and what it does with hostile updates."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedeat import aggregation
+from fedeat.aggregation import (
+    ClientWeights,
+    aggregate,
+    coordinate_median,
+    geometric_median,
+    krum,
+    mean,
+    multi_krum,
+    tolerates,
+    trimmed_mean,
+)
+from fedeat.errors import UpdateError
+
+RULES: list[Any] = [
+    mean,
+    geometric_median,
+    krum,
+    multi_krum,
+    functools.partial(multi_krum, byzantine=1, selected=3),
+    coordinate_median,
+    trimmed_mean,
+    functools.partial(trimmed_mean, byzantine=2),
+    aggregation.mean_around_median,
+]
+
+
+def draw(count: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def as_dicts(updates: Tensor) -> list[dict[str, Tensor]]:
+    return [{"a": row[:6].reshape(2, 3), "b": row[6:]} for row in updates]
+
+
+def flat(value: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in value.values()])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_matrix_rows_and_dicts_give_the_same_answer(rule: Any) -> None:
+    updates = draw(8, 20)
+    matrix = aggregate(updates, rule=rule)
+    dicts = aggregate(as_dicts(updates), rule=rule)
+    rows = aggregate(list(updates), rule=rule)
+    assert matrix.value.shape == (20,)
+    torch.testing.assert_close(flat(dicts.value), matrix.value)
+    torch.testing.assert_close(rows.value, matrix.value)
+    torch.testing.assert_close(dicts.weights, matrix.weights)
+    assert matrix.weights.dtype == torch.float64
+    assert float(matrix.weights.sum()) == pytest.approx(1)
+    assert isinstance(matrix.iterations, int)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_value_has_the_dtype_of_the_updates(rule: Any, dtype: torch.dtype) -> None:
+    updates = draw(8, 20)
+    result = aggregate(updates.to(dtype), rule=rule)
+    assert result.value.dtype == dtype
+    torch.testing.assert_close(result.value.float(), aggregate(updates, rule=rule).value, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_client_returns_itself(rule: Any) -> None:
+    update = draw(1, 5)
+    if isinstance(rule, functools.partial):
+        rule = rule.func
+    assert torch.equal(aggregate(update, rule=rule).value, update[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zero_weight_leaves_a_client_out(rule: Any) -> None:
+    updates = draw(8, 20)
+    expected = aggregate(updates[1:], rule=rule)
+    updates[0] = math.nan
+    result = aggregate(updates, rule=rule, prior_weights=[0.0, *[2.0] * 7])
+    torch.testing.assert_close(result.value, expected.value)
+    torch.testing.assert_close(result.weights[1:], expected.weights)
+
+
+def test_default_rule_is_the_geometric_median() -> None:
+    updates = draw(5, 4)
+    assert torch.equal(aggregate(updates).value, aggregate(updates, rule=geometric_median).value)
+
+
+def test_mean_is_the_mean_and_follows_prior_weights() -> None:
+    updates = draw(5, 4)
+    torch.testing.assert_close(aggregate(updates, rule=mean).value, updates.mean(0))
+    prior = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    torch.testing.assert_close(aggregate(updates, rule=mean, prior_weights=prior).value, prior @ updates / 15)
+    assert math.isnan(aggregate(updates, rule=mean).gap)
+
+
+def test_a_function_of_the_users_own_is_a_rule_on_inner_products_of_the_updates() -> None:
+    updates = draw(4, 9) + 100
+
+    def longest(gram: Tensor, prior_weights: Tensor) -> ClientWeights:
+        torch.testing.assert_close(gram, updates.double() @ updates.double().T)
+        return ClientWeights(torch.nn.functional.one_hot(gram.diagonal().argmax(), len(gram)).double())
+
+    assert torch.equal(aggregate(updates, rule=longest).value, updates[updates.norm(dim=1).argmax()])
+
+
+def test_large_float32_updates_match_float64_ones() -> None:
+    updates = draw(9, 150_000)
+    updates[:4] *= 1e6
+    exact = aggregate(updates.double())
+    result = aggregate(updates)
+    torch.testing.assert_close(result.weights, exact.weights, atol=1e-7, rtol=0)
+    prior = torch.full((9,), 1 / 9, dtype=torch.float64)
+    reached = torch.linalg.vector_norm(updates.double() - result.weights @ updates.double(), dim=1) @ prior
+    assert float(reached) / exact.objective - 1 <= 1e-12
+
+
+def test_a_median_close_to_one_client_is_found_in_float64() -> None:
+    """Float32 products are too coarse for a distance of a thousandth of the spread; the result must not be."""
+    updates = draw(9, 150_000, seed=3)
+    updates[0] = updates[1:].mean(0) + 1e-4 * updates[0]
+    exact, result = aggregate(updates.double()), aggregate(updates)
+    torch.testing.assert_close(result.weights, exact.weights, atol=1e-6, rtol=0)
+
+
+def test_same_input_gives_the_same_bits() -> None:
+    updates = draw(10, 1000)
+    assert torch.equal(aggregate(updates).value, aggregate(updates.clone()).value)
+
+
+def test_gradients_do_not_follow_the_value() -> None:
+    updates = draw(4, 5).requires_grad_()
+    assert not aggregate(updates).value.requires_grad
+    assert not aggregate(list(updates)).value.requires_grad
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_named_under_every_rule(rule: Any, bad: float) -> None:
+    updates = draw(8, 20)
+    updates[5, 7] = bad
+    with pytest.raises(UpdateError, match="client 5"):
+        aggregate(updates, rule=rule)
+    with pytest.raises(UpdateError, match=r"client 5: tensor 'b'"):
+        aggregate(as_dicts(updates), rule=rule)
+
+
+def spoil(kind: str) -> list[Any]:
+    updates: list[Any] = as_dicts(draw(5, 10))
+    if kind == "shape":
+        updates[0]["a"] = torch.zeros(3, 2)
+    elif kind == "missing":
+        del updates[0]["b"]
+    elif kind == "extra":
+        updates[0]["z"] = torch.zeros(1)
+    elif kind == "dtype":
+        updates[0]["a"] = updates[0]["a"].double()
+    elif kind == "integer":
+        updates[0]["a"] = torch.zeros(2, 3, dtype=torch.int64)
+    elif kind == "not a tensor":
+        updates[0]["a"] = [1.0, 2.0]
+    elif kind == "empty":
+        updates[0] = {}
+    elif kind == "other kind":
+        updates[0] = torch.zeros(10)
+    elif kind == "none":
+        updates[0] = None
+    return updates
+
+
+@pytest.mark.parametrize(
+    "kind", ["shape", "missing", "extra", "dtype", "integer", "not a tensor", "empty", "other kind", "none"]
+)
+def test_a_malformed_update_is_blamed_on_its_client_even_if_it_is_the_first(kind: str) -> None:
+    with pytest.raises(UpdateError, match="client 0"):
+        aggregate(spoil(kind))
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [
+        [],
+        torch.zeros(0, 3),
+        torch.zeros(3, 0),
+        torch.zeros(3),
+        torch.zeros(2, 3, 4),
+        torch.zeros(2, 3, dtype=torch.int32),
+        torch.zeros(2, 3, dtype=torch.complex64),
+        [{}, {}],
+        [{"a": torch.zeros(0)}],
+        {"a": torch.zeros(3)},
+        "updates.safetensors",
+        [1.0, 2.0],
+        None,
+    ],
+)
+def test_what_is_no_set_of_updates_is_refused(updates: Any) -> None:
+    with pytest.raises(UpdateError):
+        aggregate(updates)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ([1.0, -1.0, 1.0], "client 1 has -1.0"),
+        ([1.0, 1.0, math.nan], "client 2 has nan"),
+        ([math.inf, 1.0, 1.0], "client 0 has inf"),
+        ([0.0, 0.0, 0.0], "all zero"),
+        ([1.0, 1.0], "shape"),
+        (["a", "b", "c"], "numbers"),
+    ],
+)
+def test_bad_prior_weights_are_refused(prior: Any, message: str) -> None:
+    with pytest.raises(UpdateError, match=message):
+        aggregate(draw(3, 4), prior_weights=prior)
+
+
+def test_extreme_prior_weights_are_only_ratios() -> None:
+    updates = draw(3, 4)
+    for factor in (1e-300, 1e300):
+        result = aggregate(updates, prior_weights=torch.full((3,), factor, dtype=torch.float64))
+        torch.testing.assert_close(result.value, aggregate(updates).value)
+
+
+def constant(gram: Tensor, prior_weights: Tensor, *, weights: Tensor) -> ClientWeights:
+    return ClientWeights(weights)
+
+
+def test_a_rule_that_returns_nonsense_is_refused() -> None:
+    for weights in (torch.tensor([1.0, math.nan]).double(), torch.ones(3).double()):
+        with pytest.raises(UpdateError, match="finite weights"):
+            aggregate(draw(2, 4), rule=functools.partial(constant, weights=weights))
+
+
+def test_unknown_space_and_product_space_of_coordinates_are_refused() -> None:
+    with pytest.raises(UpdateError, match="space"):
+        aggregate(draw(2, 4), space="weights")  # type: ignore[call-overload]
+    with pytest.raises(UpdateError, match="product space"):
+        aggregate(draw(2, 4), space="product", rule=coordinate_median)
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts"),
+    [
+        (mean, {1: 0, 10: 0}),
+        (geometric_median, {1: 0, 2: 0, 3: 1, 9: 4, 10: 4}),
+        (coordinate_median, {10: 4, 11: 5}),
+        (krum, {1: 0, 4: 0, 5: 1, 10: 3, 11: 4}),
+        (functools.partial(multi_krum, byzantine=2), {5: 1, 10: 2}),
+        (trimmed_mean, {5: 1, 10: 2}),
+        (functools.partial(trimmed_mean, byzantine=4), {10: 4, 5: 2}),
+        (lambda gram, prior: mean(gram, prior), {10: 4}),
+    ],
+)
+def test_each_rule_says_how_many_attackers_it_withstands(rule: Any, counts: dict[int, int]) -> None:
+    assert {clients: tolerates(rule, clients) for clients in counts} == counts
+
+
+@pytest.mark.parametrize("rule", [krum, multi_krum, trimmed_mean, aggregation.mean_around_median])
+@pytest.mark.parametrize("byzantine", [-1, 4, 1.5, True])
+def test_more_attackers_than_a_rule_can_withstand_are_refused(rule: Any, byzantine: Any) -> None:
+    with pytest.raises(UpdateError, match="byzantine must be an integer from 0 to"):
+        aggregate(draw(7, 4), rule=functools.partial(rule, byzantine=byzantine))
