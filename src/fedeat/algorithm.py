@@ -197,6 +197,7 @@ class Round:
         weights: client -> how much its update counted; sums to 1 over the accepted.
         iterations: of the aggregation rule.
         gap: certified relative gap of the rule, NaN where it certifies nothing.
+        update_norm: Euclidean length of the aggregated update.
     """
 
     index: int
@@ -207,6 +208,7 @@ class Round:
     weights: Mapping[int, float]
     iterations: int
     gap: float
+    update_norm: float
 
 
 def run_rounds(
@@ -285,6 +287,7 @@ def server_round(
         weights={update.client_id: float(w) for update, w in zip(accepted, result.weights, strict=True)},
         iterations=result.iterations,
         gap=result.gap,
+        update_norm=norm(result.value),
     )
 
 

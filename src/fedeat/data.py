@@ -293,7 +293,9 @@ def chat_template(tokenizer: Any) -> Template:
         DataError: the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError('data.template = "chat" needs a tokenizer with a chat template; this one has none. Use "alpaca".')
+        raise DataError(
+            'data.template = "chat" needs a tokenizer with a chat template; this one has none. Use "alpaca".'
+        )
 
     def render(prompt: str) -> str:
         turns = [{"role": "user", "content": prompt}]

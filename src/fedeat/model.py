@@ -103,7 +103,9 @@ class AdaptedModel:
         self._base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
         self._parameters = _adapter_parameters(network)
         self._lora_dropouts = [
-            module for name, module in network.named_modules() if ".lora_dropout." in name and not list(module.children())
+            module
+            for name, module in network.named_modules()
+            if ".lora_dropout." in name and not list(module.children())
         ]
         self._is_chat = self.template_name == "chat"
         self._template = data.template_named(self.template_name, tokenizer) if self.kind == "causal-lm" else None
@@ -140,9 +142,7 @@ class AdaptedModel:
             )
         if example.task not in self.heads:
             raise ModelError(f"this classifier has no head for task {example.task!r}. It has {', '.join(self.heads)}.")
-        return data.encode_texts(
-            self.tokenizer, example, classes=self.heads[example.task], max_length=self.max_length
-        )
+        return data.encode_texts(self.tokenizer, example, classes=self.heads[example.task], max_length=self.max_length)
 
     def collate(self, encoded: Sequence[data.Encoded]) -> data.Batch:
         """Encoded examples as one padded batch on the model's device."""
@@ -521,7 +521,9 @@ def _check_directory(name: str) -> None:
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ModelError(f"model directory {name} does not exist. Check model.name; a relative path starts at {Path.cwd()}.")
+        raise ModelError(
+            f"model directory {name} does not exist. Check model.name; a relative path starts at {Path.cwd()}."
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name} is not a model directory: it holds no config.json. Expected a Hugging Face model.")
 

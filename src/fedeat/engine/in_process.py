@@ -43,7 +43,7 @@ def run_clients(
     training: Callable[[int], LocalTraining],
     batching: Batching,
     seed: int,
-    on_client: Callable[[int], None] = lambda client_id: None,
+    on_client: Callable[[int, int], None] = lambda index, done: None,
 ) -> list[ClientUpdate]:
     """Trains a cohort one client after the other; with its keywords bound it is a `RunClients`.
 
@@ -56,10 +56,10 @@ def run_clients(
         training: round -> the clients' hyperparameters (the radius warms up over rounds).
         batching: how examples become batches.
         seed: the run's; each (round, client) has its own streams.
-        on_client: called after each client, for a progress bar.
+        on_client: told the round and how many of its clients are done, for a progress bar.
     """
     updates = []
-    for client_id in cohort:
+    for done, client_id in enumerate(cohort, start=1):
         # Dropout draws from torch's global generator: it is set for this client and put back after it.
         with torch.random.fork_rng(devices=_accelerators(model)):
             torch.manual_seed(seeding.derive(seed, "dropout", index, client_id))
@@ -68,7 +68,11 @@ def run_clients(
                     model,
                     adapter,
                     lambda epoch, client_id=client_id: _batches(  # type: ignore[misc]
-                        model, shards[client_id], batching, epoch, seed=seeding.derive(seed, "batches", index, client_id)
+                        model,
+                        shards[client_id],
+                        batching,
+                        epoch,
+                        seed=seeding.derive(seed, "batches", index, client_id),
                     ),
                     client_id=client_id,
                     num_examples=len(shards[client_id]),
@@ -76,7 +80,7 @@ def run_clients(
                     generator=seeding.generator(seed, "perturbation", index, client_id),
                 )
             )
-        on_client(client_id)
+        on_client(index, done)
     return updates
 
 

@@ -1,0 +1,65 @@
+"""Robust federated fine-tuning of large language models (FedEAT; Pang et al., 2025).
+
+The names below need torch alone; models, engines and the command line are imported from their modules.
+"""
+
+from fedeat.aggregation import (
+    Aggregate,
+    ClientWeights,
+    CoordinateRule,
+    Rule,
+    aggregate,
+    coordinate_median,
+    geometric_median,
+    krum,
+    mean,
+    mean_around_median,
+    multi_krum,
+    tolerates,
+    trimmed_mean,
+)
+from fedeat.algorithm import LocalTraining, Round, client_update, run_rounds, server_round
+from fedeat.errors import (
+    ConfigError,
+    DataError,
+    FedeatError,
+    ModelError,
+    QuorumError,
+    RecordError,
+    UpdateError,
+)
+from fedeat.perturbation import fgsm, pgd, random
+from fedeat.updates import ClientUpdate, Rejection
+
+__all__ = [
+    "Aggregate",
+    "ClientUpdate",
+    "ClientWeights",
+    "ConfigError",
+    "CoordinateRule",
+    "DataError",
+    "FedeatError",
+    "LocalTraining",
+    "ModelError",
+    "QuorumError",
+    "RecordError",
+    "Rejection",
+    "Round",
+    "Rule",
+    "UpdateError",
+    "aggregate",
+    "client_update",
+    "coordinate_median",
+    "fgsm",
+    "geometric_median",
+    "krum",
+    "mean",
+    "mean_around_median",
+    "multi_krum",
+    "pgd",
+    "random",
+    "run_rounds",
+    "server_round",
+    "tolerates",
+    "trimmed_mean",
+]

@@ -1,0 +1,32 @@
+"""Poisoned training data: what a malicious client trains on when it attacks through its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from fedeat import seeding
+from fedeat.data import Example
+
+
+def flip_labels(examples: Sequence[Example], *, answers: Mapping[str, Sequence[str]], seed: int) -> list[Example]:
+    """The same prompts with wrong answers (label flip; Biggio et al., 2012).
+
+    Args:
+        examples: one client's; those of a task get another of its labels, free text gets another example's answer.
+        answers: task -> the answer word of each label.
+        seed: which wrong label, where there are several.
+    """
+    generator = seeding.generator(seed, "label-flip")
+    flipped = []
+    for index, example in enumerate(examples):
+        if example.label is None:
+            flipped.append(replace(example, answer=examples[(index + 1) % len(examples)].answer))
+            continue
+        words = answers[example.task]
+        shift = 1 + int(torch.randint(len(words) - 1, (), generator=generator))
+        label = (example.label + shift) % len(words)
+        flipped.append(replace(example, label=label, answer=words[label] if example.answer else ""))
+    return flipped

@@ -1,0 +1,411 @@
+"""The command line: parse, call one function, print what came out.
+
+Heavy imports wait until a command runs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedeat.errors import FedeatError
+
+if TYPE_CHECKING:
+    from fedeat.experiment import Progress as Tell
+
+app = typer.Typer(
+    name="fedeat",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Robust federated fine-tuning of large language models.
+
+Clients train LoRA adapters on worst-case perturbations of the input embeddings; the server takes the geometric median
+of their updates. One run: `fedeat run`. The paper's ablation: `fedeat compare`. To see it work at once: `fedeat demo`.
+""",
+    epilog="Exit codes: 0 done; 2 something given was wrong, the message says what; 130 stopped with Ctrl-C.",
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="The configuration; docs/configuration.md lists its keys.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as `aggregation.rule=mean`. Repeatable."),
+]
+
+
+@app.command()
+def run(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The configuration; not with --resume.")
+    ] = None,
+    set_: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/<name of CONFIG>.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR after a kill.")] = None,
+) -> None:
+    """Run one federation and leave a PEFT adapter.
+
+    Trains the base model's adapter over the configured clients and rounds, evaluates it, and writes a run directory:
+    adapter/ (loads with `peft.PeftModel.from_pretrained`), checkpoints/, metrics.jsonl, evaluation.json, report.html.
+    A run that was killed goes on from its last finished round, to the same bits as one that never stopped: give the
+    same command again, or --resume.
+
+    Example: `fedeat run my.toml --set aggregation.rule=mean --set federation.rounds=3`
+    """
+    from fedeat import config, experiment, report
+
+    if (config_file is None) == (resume is None):
+        raise FedeatError("give either CONFIG.toml or --resume DIR. Example: fedeat run my.toml")
+    if resume is not None and (set_ or output):
+        raise FedeatError("--resume goes on with the configuration in its directory: --set and --out do not apply.")
+    with _bars() as tell:
+        if resume is not None:
+            directory = resume
+            rows = experiment.resume(resume, progress=tell)
+        else:
+            assert config_file is not None
+            directory = output or Path("runs") / config_file.stem
+            rows = experiment.run(config.load(config_file, set_ or ()), directory, progress=tell)
+    page = report.write_report(directory)
+    report.print_tables(rows, out)
+    _where({"adapter": directory / "adapter", "report": page, "run directory": directory})
+
+
+@app.command()
+def compare(
+    config_file: ConfigFile,
+    set_: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory. Default: runs/<name of CONFIG>.")
+    ] = None,
+) -> None:
+    """Run methods x attacks x fractions x seeds: one table, one report (the paper's Tables 2-5).
+
+    The configuration describes FedEAT; its [compare] table says what varies. Finished cells are not run again, so the
+    same command goes on after a kill. Writes results.json (one row a cell and task), runs/, report.html, figures/.
+
+    Example: `fedeat compare my.toml --set compare.seeds=[0,1,2] --set compare.processes=2`
+    """
+    from fedeat import comparison, config, report
+
+    directory = output or Path("runs") / config_file.stem
+    settings = config.load(config_file, set_ or ())
+    with _grid_bars() as tell:
+        rows = comparison.compare(settings, directory, progress=tell)
+    page = report.write_report(directory)
+    report.print_tables(rows, out)
+    _where({"results": directory / "results.json", "report": page, "adapters": directory / "runs"})
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Base model: a local directory or a hub name.")],
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="GLUE rows, or original/modified pairs. Repeatable.")
+    ],
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More evaluation files.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="PEFT adapter directory.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="sst2, qqp, mnli, qnli or rte, where the columns do not tell.")
+    ] = None,
+    scorer: Annotated[
+        str, typer.Option(help="likelihood of each answer, or generation judged by its words.")
+    ] = "likelihood",
+    template: Annotated[str, typer.Option(help="auto, alpaca, chat or plain.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a forward pass.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Benign rows used of each file, drawn at random.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write rows and predictions.")
+    ] = None,
+) -> None:
+    """Accuracy and attack success rate of a model, with counts and 95 % intervals.
+
+    Reads TrustLLM's AdvGLUE JSON, AdvGLUE dev with its originals, and GLUE rows (JSON, JSON lines, CSV, Parquet, also
+    gzipped). ASR = wrong on the modified text / right on the original. A model that gives one answer to nearly
+    everything is flagged: its ASR means nothing.
+
+    Example: `fedeat evaluate --model M --adapter runs/my/adapter --data advglue.json --data sst2_dev.jsonl`
+    """
+    from fedeat import evaluation, experiment, records, report
+    from fedeat.config import Source
+    from fedeat.model import ModelSource, load_model
+
+    _choice("--scorer", scorer, ("likelihood", "generation"))
+    _choice("--template", template, ("auto", "alpaca", "chat", "plain"))
+    _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
+    sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
+    sets = experiment.evaluation_sets(sources)
+    network = load_model(ModelSource(model, dtype=dtype, template=template), lora=None, adapter=adapter)
+    if network.kind == "sequence-classification":
+        sets = [evaluation.only(entry, network.heads) for entry in sets]
+    for entry in sets:
+        for note in entry.notes:
+            err.print(f"[yellow]note:[/yellow] {entry.source}: {note}")
+    with _bars() as tell:
+        rows, predictions = evaluation.evaluate(
+            network,
+            sets,
+            scorer="generation" if scorer == "generation" else "likelihood",
+            batch_size=batch_size,
+            progress=lambda done, total: tell("evaluate", done, total),
+        )
+    named = {
+        "method": "base" if adapter is None else adapter.resolve().parent.name,
+        "attack": "none",
+        "byzantine_fraction": 0.0,
+        "seed": 0,
+    }
+    rows = [{**named, **row} for row in rows]
+    report.print_tables(rows, out)
+    if output is not None:
+        records.write_json(output, {"rows": rows, "predictions": predictions})
+        _where({"rows and predictions": output})
+
+
+@app.command()
+def calibrate(
+    config_file: ConfigFile,
+    set_: Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where the plot and the figures go.")
+    ] = Path("calibration"),
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Calibrate with this adapter in the model.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Training examples used, drawn at random.")] = 64,
+    radii: Annotated[str, typer.Option(metavar="R,R,...", help="Relative radii to try.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Ascent steps, more than training uses.")] = 10,
+) -> None:
+    """Find the radius that suits a model: losses and accuracies along a grid of radii.
+
+    A radius is relative to the model's mean token-embedding norm. Writes calibration.json and calibration.png and
+    prints the radius it recommends: the largest at which the attack leaves half of the accuracy above chance.
+
+    Example: `fedeat calibrate my.toml --adapter runs/my/adapter --radii 0.02,0.05,0.1`
+    """
+    import torch
+
+    from fedeat import calibration, config, experiment, records, report, seeding
+    from fedeat.model import load_model
+
+    settings = config.load(config_file, set_ or ())
+    pool = experiment.training_examples(settings)
+    order = torch.randperm(len(pool), generator=seeding.generator(settings.seed, "calibration")).tolist()
+    source = experiment.model_source(settings, pool)
+    network = load_model(source, lora=None, adapter=adapter, seed=settings.seed)
+    network.check_embeddings()
+    with _bars() as tell:
+        found = calibration.calibrate(
+            network,
+            [network.encode(pool[i]) for i in order[:examples]],
+            radii=_radii(radii) or calibration.GRID,
+            steps=steps,
+            norm=settings.perturbation.norm,
+            batch_size=settings.client.batch_size,
+            seed=settings.seed,
+            progress=tell,
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    records.write_json(output / "calibration.json", found.record())
+    points = found.record()["points"]
+    report.calibration_figure(points, found.recommended).savefig(output / "calibration.png", dpi=150)  # type: ignore[arg-type]
+    _print_calibration(found)
+    _where({"figures": output / "calibration.json", "plot": output / "calibration.png"})
+
+
+@app.command("report")
+def report_(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run or comparison directories.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="For several directories: where their common page goes."),
+    ] = None,
+) -> None:
+    """Write the HTML page, the PNG figures and the CSV tables again, from the records alone.
+
+    One directory gets its page in its own place; several get one page together under --out.
+
+    Example: `fedeat report runs/a runs/b --out runs/both`
+    """
+    from fedeat import report
+
+    if len(directories) == 1 and output is None:
+        page = report.write_report(directories[0])
+    elif output is None:
+        raise FedeatError("several directories need --out DIR, the place of their common page.")
+    else:
+        page = report.write_report_for(directories, output)
+    _where({"report": page})
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where everything goes.")] = Path(
+        "demo-out"
+    ),
+) -> None:
+    """See it work in minutes: four methods, with and without malicious clients, on a small model that ships along.
+
+    No accelerator, no model hub, no account. Ten clients with skewed data fine-tune a small causal language model of
+    a small English world; 30 % of them send scaled, sign-flipped updates in half of the runs. Writes results.json,
+    report.html and one run directory a run, each with a PEFT adapter.
+    """
+    from fedeat import comparison, report
+    from fedeat import demo as embedded
+
+    settings = embedded.configuration(output)
+    with _grid_bars() as tell:
+        rows = comparison.compare(settings, output, progress=tell)
+    page = report.write_report(output)
+    report.print_tables(rows, out)
+    _where({"results": output / "results.json", "report": page, "adapters": output / "runs"})
+
+
+def main() -> None:
+    """Entry point: prints what went wrong in one message and exits with 2, without a traceback."""
+    _quieten()
+    try:
+        app()
+    except FedeatError as error:
+        err.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped. The same command goes on after the last finished round.")
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Tell]:
+    with _progress() as progress:
+        shown: dict[str, TaskID] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = progress.add_task(_STAGES.get(stage, stage), total=total)
+            progress.update(shown[stage], completed=done, total=total)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _grid_bars() -> Iterator[Any]:
+    with _progress() as progress:
+        overall = progress.add_task("runs finished", total=None)
+        shown: dict[str, TaskID] = {}
+        finished: set[str] = set()
+
+        def tell(cell: str, stage: str, done: int, total: int) -> None:
+            if stage in ("finished", "failed"):
+                finished.add(cell)
+                if cell in shown:
+                    progress.remove_task(shown.pop(cell))
+                progress.update(overall, completed=len(finished))
+            elif stage == "planned":
+                progress.update(overall, total=total)
+            elif cell not in finished:
+                if cell not in shown:
+                    shown[cell] = progress.add_task(cell, total=total)
+                progress.update(
+                    shown[cell], description=f"{cell}: {_STAGES.get(stage, stage)}", completed=done, total=total
+                )
+
+        yield tell
+
+
+_STAGES = {"train": "training clients", "evaluate": "answering texts", "calibrate": "attacking batches"}
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+    )
+
+
+def _where(places: dict[str, Path]) -> None:
+    width = max(map(len, places))
+    for name, path in places.items():
+        out.print(f"[bold]{name:>{width}}[/bold]  {_escape(str(path))}", highlight=False)
+
+
+def _print_calibration(found: Any) -> None:
+    from rich.table import Table
+
+    table = Table("radius", "clean loss", "adversarial loss", "random loss", "accuracy", "adversarial accuracy")
+    for point in found.points:
+        mark = " *" if point.radius == found.recommended else ""
+        losses = (point.clean_loss, point.adversarial_loss, point.random_loss)
+        table.add_row(
+            f"{point.radius:g}{mark}",
+            *(f"{loss:.3f}" for loss in losses),
+            f"{100 * point.accuracy:.1f} %",
+            f"{100 * point.adversarial_accuracy:.1f} %",
+        )
+    out.print(table)
+    if found.recommended is None:
+        out.print("No radius of the grid leaves half of the accuracy above chance. Try smaller ones with --radii.")
+    else:
+        out.print(f"recommended: perturbation.radius = {found.recommended:g} (*), from {found.examples} examples")
+
+
+def _radii(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (0.0,)
+    if any(not 0 < value < float("inf") for value in values):
+        raise FedeatError(f"--radii {text}: expected positive numbers with commas between, such as 0.02,0.05,0.1.")
+    return values
+
+
+def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise FedeatError(f"{option} {value}: expected one of {', '.join(allowed)}.")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _quieten() -> None:
+    """Keeps other libraries' notes out of the terminal; what a person must know, our own messages say."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+if __name__ == "__main__":
+    main()

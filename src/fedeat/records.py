@@ -1,0 +1,254 @@
+"""A run's directory: what was asked, what happened, and the state from which a killed run goes on.
+
+    config.toml          the resolved configuration
+    environment.json     versions, processor, threads, command
+    partition.json       which client holds how much of what
+    metrics.jsonl        a line a round and a client; finite JSON; no clock, so that a resumed run writes the same bytes
+    timings.jsonl        seconds and peak memory a round
+    adapter/             the newest global adapter, in PEFT's format
+    checkpoints/         round-0000/, ...: the adapter after that round and how long metrics.jsonl was then
+    evaluation.json      the table's rows and the predictions they were computed from
+
+Whatever state a run goes on from is written beside its place and renamed, so that a kill at any instant leaves the old
+state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedeat.errors import RecordError
+from fedeat.updates import Adapter
+
+_STATE = "state.json"
+_TENSORS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round.
+
+    Attributes:
+        next_round: the round to go on with; 0 before any.
+        adapter: the global adapter.
+        metrics_bytes: length of metrics.jsonl then; what follows belongs to a round that was not finished.
+        timings_bytes: the same of timings.jsonl.
+    """
+
+    next_round: int
+    adapter: dict[str, Tensor]
+    metrics_bytes: int
+    timings_bytes: int
+
+
+class RunDirectory:
+    """One run's directory, held by one process at a time. A context manager: leaving it lets the directory go."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the directory.
+
+        Raises:
+            RecordError: another process holds it.
+        """
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RecordError(
+                f"{path} is in use by another process. Wait for it, or choose another directory."
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def adapter(self) -> Path:
+        """The newest global adapter, in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """There once the run is finished."""
+        return self.path / "evaluation.json"
+
+    def start(self, config_toml: str) -> None:
+        """Writes the configuration of a fresh run.
+
+        Raises:
+            RecordError: the directory holds a run of another configuration.
+        """
+        if self.config_file.is_file() and self.config_file.read_text() != config_toml:
+            raise RecordError(
+                f"{self.path} holds a run of another configuration. Choose another directory, remove this one, or go "
+                f"on with the run it holds: fedeat run --resume {self.path}"
+            )
+        write_text(self.config_file, config_toml)
+
+    def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Adds lines to metrics.jsonl; numbers that are not finite become null."""
+        _append(self.path / "metrics.jsonl", lines)
+
+    def append_timing(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to timings.jsonl."""
+        _append(self.path / "timings.jsonl", [line])
+
+    def write_checkpoint(self, finished_round: int, adapter: Adapter, *, keep: int | None) -> None:
+        """Makes `finished_round` the state from which a killed run goes on.
+
+        Args:
+            finished_round: 0..T-1.
+            adapter: the global adapter after it.
+            keep: how many of the newest checkpoints stay, None for all.
+        """
+        parent = self.path / "checkpoints"
+        fresh = parent / ".new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, fresh / _TENSORS)
+        for name in ("adapter_config.json", "fedeat.json"):  # so that PEFT loads each checkpoint too
+            if (self.adapter / name).is_file():
+                shutil.copy(self.adapter / name, fresh / name)
+        state = {
+            "next_round": finished_round + 1,
+            "metrics_bytes": _size(self.path / "metrics.jsonl"),
+            "timings_bytes": _size(self.path / "timings.jsonl"),
+        }
+        write_text(fresh / _STATE, json.dumps(state))
+        for file in fresh.iterdir():
+            _sync(file)
+        target = parent / f"round-{finished_round:04d}"
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.replace(target)
+        _sync(parent)
+        if keep is not None:
+            for old in self._checkpoints()[:-keep]:
+                shutil.rmtree(old)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest state, None where no round was finished yet.
+
+        Raises:
+            RecordError: a checkpoint cannot be read.
+        """
+        found = self._checkpoints()
+        if not found:
+            return None
+        try:
+            state = json.loads((found[-1] / _STATE).read_text())
+            tensors = load_file(found[-1] / _TENSORS)
+        except Exception as error:  # safetensors raises its own types
+            raise RecordError(
+                f"checkpoint {found[-1]} cannot be read: {error}. Remove that directory to go on from the one before."
+            ) from None
+        return Checkpoint(state["next_round"], tensors, state["metrics_bytes"], state["timings_bytes"])
+
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Cuts the records of an unfinished round off; all of them where no round was finished."""
+        lengths = (0, 0) if checkpoint is None else (checkpoint.metrics_bytes, checkpoint.timings_bytes)
+        for name, length in zip(("metrics.jsonl", "timings.jsonl"), lengths, strict=True):
+            if (self.path / name).exists():
+                os.truncate(self.path / name, length)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(
+            (self.path / "checkpoints").glob("round-*"), key=lambda path: int(path.name.removeprefix("round-"))
+        )
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """The finished evaluation of a run directory, None while there is none."""
+    file = path / "evaluation.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Versions, processor, threads and command of this process."""
+    packages = ("torch", "transformers", "peft", "numpy")
+    return {
+        "fedeat": metadata.version("fedeat"),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": threads,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes finite JSON in one step; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file beside its place and renames it, so that a reader sees the old text or the new."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    _sync(fresh)
+    fresh.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
