@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ def write_run(directory: Path, method: str, attack: str, seed: int = 0, *, round
     draw = random.Random(f"{method}{attack}{seed}")
     (directory / "config.toml").write_text(
         f'task = "sequence-classification"\nmethod = "{method}"\nseed = {seed}\n'
-        f'[model]\nname = "/data/models/minilm-l6"\n[federation]\nclients = {clients}\n'
-        f"clients_per_round = 8\nrounds = {rounds}\n"
-        f'[attack]\nname = "{attack}"\nfraction = {0.0 if attack == "none" else 0.3}\n',
+        f'[model]\nname = "/data/models/minilm-l6"\n'
+        f'[partition]\nkind = "dirichlet"\nclients = {clients}\nalpha = 0.5\nby = "label"\n'
+        f"[federation]\nclients_per_round = 8\nrounds = {rounds}\n"
+        f'[attack]\nkind = "{attack}"\nfraction = {0.0 if attack == "none" else 0.3}\n',
         encoding="utf-8",
     )
     write_json(directory / "environment.json", {"fedeat": "0.1.0", "threads": 1, "command": ["fedeat", "run"]})
@@ -141,13 +142,34 @@ def write_comparison(directory: Path, seeds: Sequence[int] = (0,)) -> Path:
     return directory
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> Path:
-    return write_comparison(tmp_path / "comparison")
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison directory; tests leave its records as they are."""
+    return write_comparison(tmp_path_factory.mktemp("records") / "comparison")
 
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
+    """A finished run directory that a test may damage."""
     directory = tmp_path / "run"
-    write_run(directory, "fedeat", "sign_flip")
+    write_run(directory, "fedeat", "sign_flip", rounds=3)
     return directory
+
+
+@pytest.fixture
+def rows(comparison: Path) -> list[dict[str, Any]]:
+    """The rows of the comparison."""
+    loaded: list[dict[str, Any]] = json.loads((comparison / "results.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture
+def new_row() -> Callable[..., dict[str, Any]]:
+    """Makes a result row: (method, attack, task, seed, **changes)."""
+    return make_row
+
+
+@pytest.fixture
+def new_run() -> Callable[..., None]:
+    """Writes a run directory: (directory, method, attack, seed, *, rounds, clients)."""
+    return write_run

@@ -34,6 +34,7 @@ class Canvas:
         """Writes the figure as PNG and returns it for the page."""
         stem = self.unique(name)
         self.picture(figure, stem)
+        figure.set_layout_engine("none")  # laid out by the first drawing, and costly
         encoded = base64.b64encode(svg(figure).encode()).decode()
         pixels = round(96 * figure.get_figwidth())
         return Panel(stem, f"data:image/svg+xml;base64,{encoded}", alt, pixels)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from scipy.special import stdtrit
+
+from fedeat.report.values import Record, count, share
 
 # The paper's order: the base model, then FedAvg, each ingredient alone, and both.
 METHOD_NAMES = {"base": "Base model", "fedavg": "FedAvg", "eat": "EAT", "gm": "GM", "fedeat": "FedEAT"}
-
-# Two-sided 95 % quantiles of Student's t for 1..10 degrees of freedom; beyond, a two-term expansion is exact to 0.003.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,20 @@ class Cell:
     flags: tuple[str, ...]
 
 
-def read_rows(records: Iterable[object]) -> tuple[list[Row], list[str]]:
-    """Rows of `results.json` or `evaluation.json`, and a note on those that could not be used."""
+def read_rows(records: Iterable[object], *, method: str | None = None) -> tuple[list[Row], list[str]]:
+    """Rows of `results.json` or `evaluation.json`, and a note on those that could not be used.
+
+    Args:
+        records: one mapping a row.
+        method: the method of rows that name none; without it they cannot be used.
+    """
     rows = []
     skipped = 0
     for record in records:
         if isinstance(record, Row):
             rows.append(record)
-        elif isinstance(record, Mapping) and record.get("task") is not None and record.get("method") is not None:
-            rows.append(_row(record))
+        elif isinstance(record, Mapping) and record.get("task") and (record.get("method") or method):
+            rows.append(_row({"method": method, **record}))
         else:
             skipped += 1
     note = f"{skipped} result row{'s' * (skipped > 1)} without method or task left out"
@@ -184,21 +189,19 @@ def estimate(values: Sequence[tuple[float | None, float | None, float | None]]) 
     known = [(value, low, high) for value, low, high in values if value is not None]
     if not known:
         return Estimate()
-    count = len(known)
-    mean = math.fsum(value for value, _, _ in known) / count
+    seeds = len(known)
+    mean = math.fsum(value for value, _, _ in known) / seeds
     lows = [low for _, low, _ in known if low is not None]
     highs = [high for _, _, high in known if high is not None]
-    low = math.fsum(lows) / count if len(lows) == count else None
-    high = math.fsum(highs) / count if len(highs) == count else None
-    if count == 1:
+    low = math.fsum(lows) / seeds if len(lows) == seeds else None
+    high = math.fsum(highs) / seeds if len(highs) == seeds else None
+    if seeds == 1:
         return Estimate(mean, low, high, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value, _, _ in known) / (count - 1))
-    freedom = count - 1
-    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.372 / freedom + 2.8 / freedom**2
-    reach = quantile * deviation / math.sqrt(count)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value, _, _ in known) / (seeds - 1))
+    reach = float(stdtrit(seeds - 1, 0.975)) * deviation / math.sqrt(seeds)
     low = max(min(mean - reach, mean if low is None else low), 0.0)
     high = min(max(mean + reach, mean if high is None else high), 1.0)
-    return Estimate(mean, low, high, deviation, count)
+    return Estimate(mean, low, high, deviation, seeds)
 
 
 def _leaders(candidates: Mapping[str, Estimate], field: Mapping[str, Estimate], *, sign: int) -> frozenset[str]:
@@ -227,40 +230,31 @@ def _cell(rows: Sequence[Row]) -> Cell:
     )
 
 
-def _row(record: Mapping[str, Any]) -> Row:
-    def share(key: str) -> float | None:
-        value = record.get(key)
-        usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return min(max(float(value), 0.0), 1.0) if usable else None  # type: ignore[arg-type]
-
-    def count(key: str) -> int:
-        value = record.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
+def _row(record: Record) -> Row:
     histogram = record.get("histogram")
     counted = histogram.items() if isinstance(histogram, Mapping) else ()
     flags = record.get("flags")
     return Row(
         method=str(record["method"]),
         attack=str(record.get("attack") or "none"),
-        byzantine_fraction=share("byzantine_fraction") or 0.0,
+        byzantine_fraction=share(record.get("byzantine_fraction")) or 0.0,
         task=str(record["task"]),
-        seed=count("seed"),
-        accuracy=share("accuracy"),
-        accuracy_low=share("accuracy_low"),
-        accuracy_high=share("accuracy_high"),
-        benign=count("benign"),
-        asr=share("asr"),
-        asr_low=share("asr_low"),
-        asr_high=share("asr_high"),
-        pairs=count("pairs"),
-        originals=count("originals"),
-        benign_correct=count("benign_correct"),
-        broken=count("broken"),
-        accuracy_original=share("accuracy_original"),
-        accuracy_modified=share("accuracy_modified"),
-        unparsable=share("unparsable"),
-        histogram=tuple((str(name), value) for name, value in counted if isinstance(value, int)),
+        seed=count(record.get("seed")),
+        accuracy=share(record.get("accuracy")),
+        accuracy_low=share(record.get("accuracy_low")),
+        accuracy_high=share(record.get("accuracy_high")),
+        benign=count(record.get("benign")),
+        asr=share(record.get("asr")),
+        asr_low=share(record.get("asr_low")),
+        asr_high=share(record.get("asr_high")),
+        pairs=count(record.get("pairs")),
+        originals=count(record.get("originals")),
+        benign_correct=count(record.get("benign_correct")),
+        broken=count(record.get("broken")),
+        accuracy_original=share(record.get("accuracy_original")),
+        accuracy_modified=share(record.get("accuracy_modified")),
+        unparsable=share(record.get("unparsable")),
+        histogram=tuple((str(name), count(value)) for name, value in counted),
         flags=tuple(str(flag) for flag in flags) if isinstance(flags, list | tuple) else (),
         run=str(record.get("run") or ""),
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 from fedeat.report.canvas import Canvas
 from fedeat.report.cells import Cell, Row, display_name, method_order
-from fedeat.report.reading import Run, client_ids, number
+from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
 from fedeat.report.tables import ResultTable, interval, percent, spread, table_csv, write_csv
+from fedeat.report.values import client_ids, number
 
 # What stands on the page; all of it is in the CSV files.
 _SHOWN_LINES = 200

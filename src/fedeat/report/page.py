@@ -21,10 +21,11 @@ from fedeat.report.listings import (
     timing_listing,
 )
 from fedeat.report.pictures import partition_figures, result_figures, round_figures, weight_figures
-from fedeat.report.reading import Records, Run, merge, read_directory, table
+from fedeat.report.reading import Records, Run, merge, read_directory
 from fedeat.report.round_figures import all_clients
 from fedeat.report.summary import summarise
 from fedeat.report.tables import FLAG, result_tables
+from fedeat.report.values import table
 
 
 def write_report(directory: Path) -> Path:
@@ -129,9 +130,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         return ", ".join(dict.fromkeys(plain(value) for config in configs if (value := read(config)) is not None))
 
     cohort = settings(lambda config: table(config, "federation").get("clients_per_round"))
-    clients = settings(lambda config: table(config, "federation").get("clients"))
-    counted = dict.fromkeys(str(len(all_clients(run))) for run in records.runs if all_clients(run))
-    clients = clients or ", ".join(counted)
+    clients = ", ".join(dict.fromkeys(str(len(all_clients(run))) for run in records.runs if all_clients(run)))
     rounds = settings(lambda config: table(config, "federation").get("rounds"))
     rounds = rounds or ", ".join(dict.fromkeys(str(len(run.rounds)) for run in records.runs))
     seeds = sorted({run.seed for run in records.runs if run.seed is not None} | {row.seed for row in records.rows})
@@ -142,12 +141,23 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         ("Task kind", settings(lambda config: config.get("task"))),
         ("Tasks", ", ".join(dict.fromkeys(row.task for row in records.rows))),
         ("Clients", f"{clients}, {cohort} a round" if cohort and cohort != clients else clients),
+        ("Partition", settings(_partition)),
         ("Rounds", rounds),
         ("Attack in training", "; ".join(_lower(item.title) for item in attacks)),
         ("Seeds", ", ".join(map(str, seeds))),
         ("Runs", str(len(records.runs))),
     ]
     return [(term, clip(value)) for term, value in facts if value]
+
+
+def _partition(config: Mapping[str, Any]) -> str | None:
+    section = table(config, "partition")
+    kind = section.get("kind")
+    if kind == "dirichlet":
+        return f"Dirichlet {plain(section.get('alpha', ''))} by {plain(section.get('by', ''))}"
+    if kind == "column":
+        return f"by {plain(section.get('by', ''))}"
+    return None if kind is None else plain(kind)
 
 
 def _run_order(run: Run) -> tuple[object, ...]:

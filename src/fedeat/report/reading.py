@@ -7,7 +7,6 @@ half written becomes a note on the page, never an error; only a directory that h
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,7 @@ from typing import Any
 
 from fedeat.errors import RecordError
 from fedeat.report.cells import Condition, Row, read_rows
-
-Record = Mapping[str, Any]
+from fedeat.report.values import Record, client_ids, number, table
 
 RUN_FILES = ("metrics.jsonl", "evaluation.json")
 
@@ -62,17 +60,14 @@ class Run:
         if self.rows:
             return self.rows[0].attack
         section = table(self.config, "attack")
-        name = section.get("name") or section.get("kind") or "none"
-        return str(name) if self.byzantine_fraction else "none"
+        return str(section.get("kind") or "none") if self.byzantine_fraction else "none"
 
     @property
     def byzantine_fraction(self) -> float:
         """Share of malicious clients, in 0..1."""
         if self.rows:
             return self.rows[0].byzantine_fraction
-        section = table(self.config, "attack")
-        fraction = number(section.get("byzantine_fraction", section.get("fraction")))
-        return fraction or 0.0
+        return number(table(self.config, "attack").get("fraction")) or 0.0
 
     @property
     def condition(self) -> Condition:
@@ -98,34 +93,6 @@ class Records:
     config_text: str = ""
     environment: Record = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-def number(value: object) -> float | None:
-    """The value as a finite float, None for anything else (null, text, NaN, true)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        converted = float(value)
-    except OverflowError:
-        return None
-    return converted if math.isfinite(converted) else None
-
-
-def table(config: Record, key: str) -> Record:
-    """The sub-table of a configuration, {} when it is absent or no table."""
-    value = config.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def client_ids(values: object) -> list[int]:
-    """The whole numbers of a list or of a mapping's keys, others left out."""
-    found = []
-    for value in values if isinstance(values, Iterable) and not isinstance(values, str) else ():
-        try:
-            found.append(int(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-    return found
 
 
 def read_directory(directory: Path) -> Records:
@@ -155,11 +122,12 @@ def read_directory(directory: Path) -> Records:
 def read_run(directory: Path, *, name: str | None = None) -> Run:
     """The records of one run directory; whatever is missing is noted in the result."""
     notes: list[str] = []
+    if (directory / "evaluation.json").is_file() and not (directory / "config.toml").exists():
+        return _read_evaluation_alone(directory, name or directory.resolve().name)
     config_text, config = _read_toml(directory / "config.toml", notes)
     lines = _read_lines(directory / "metrics.jsonl", notes)
     evaluation = _read_json(directory / "evaluation.json", notes, missing="not evaluated yet")
-    stored = evaluation.get("rows") if isinstance(evaluation, Mapping) else None
-    rows, problems = read_rows(stored if isinstance(stored, list) else [])
+    rows, problems = read_rows(_stored_rows(evaluation))
     environment = _read_json(directory / "environment.json", notes)
     run = Run(
         name=name or directory.resolve().name,
@@ -177,6 +145,18 @@ def read_run(directory: Path, *, name: str | None = None) -> Run:
     if planned is not None and len(run.rounds) < planned:
         notes.append(f"in progress or stopped: {len(run.rounds)} of {planned:.0f} rounds are recorded")
     return replace(run, notes=tuple(notes + problems))
+
+
+def _read_evaluation_alone(directory: Path, name: str) -> Run:
+    """A directory in which a model was evaluated and nothing was trained."""
+    notes = ["an evaluation alone: there are no records of training"]
+    rows, problems = read_rows(_stored_rows(_read_json(directory / "evaluation.json", notes)), method=name)
+    return Run(name=name, rows=tuple(rows), notes=tuple(notes + problems))
+
+
+def _stored_rows(evaluation: object) -> list[object]:
+    rows = evaluation.get("rows") if isinstance(evaluation, Mapping) else None
+    return rows if isinstance(rows, list) else []
 
 
 def merge(parts: Sequence[Records]) -> Records:
@@ -213,12 +193,14 @@ def _read_comparison(directory: Path) -> Records:
     stored = _read_json(directory / "results.json", notes, missing="the comparison is not finished")
     folder = directory / "runs"
     cells = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    runs = tuple(read_run(path, name=path.name) for path in cells)
+    found = [read_run(path, name=path.name) for path in cells]
+    # The base model is evaluated, not trained: it has rows and no rounds.
+    runs = tuple(run for run in found if not (run.rows and all(row.method == "base" for row in run.rows)))
     if isinstance(stored, list):
         rows, problems = read_rows(stored)
         notes += problems
     else:
-        rows = [row for run in runs for row in run.rows]
+        rows = [row for run in found for row in run.rows]
         if rows:
             notes.append("the tables hold the runs that are evaluated so far")
     grouped: dict[str, list[str]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,9 +32,11 @@ from fedeat.report.figures import (
     shorten,
     style,
 )
-from fedeat.report.reading import Record, Run, client_ids, number, table
+from fedeat.report.reading import Run
+from fedeat.report.values import Record, client_ids, number, table
 
 _LABEL_LIMIT = 15
+_BAR_LIMIT = 60
 _LINES = ("-", "--", "-.", ":")
 # From a clear light blue, so that a weight of zero is not taken for a client that was not sampled.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#DCEBF7", "#6BAED6", BLUE, "#03284A"])
@@ -121,9 +124,9 @@ def malicious_clients(run: Run) -> list[int]:
 
 def all_clients(run: Run) -> list[int]:
     """Every client of the federation that the records name."""
-    count = number(table(run.config, "federation").get("clients")) or 0
-    found = set(range(int(count))) if 0 < count <= 10_000 else set()
-    found |= set(run.partition) | {client for line in run.rounds for client in client_ids(line.get("cohort"))}
+    count = number(table(run.config, "partition").get("clients")) or 0
+    found = set(run.partition) or (set(range(int(count))) if 0 < count <= 10_000 else set())
+    found |= {client for line in run.rounds for client in client_ids(line.get("cohort"))}
     return sorted(found)
 
 
@@ -212,11 +215,14 @@ def partition_figure(partition: Mapping[int, Mapping[str, float]], title: str, m
                 heights = [partition[client].get(name, 0.0) for client in clients]
             if not any(heights):
                 continue
-            axes.bar(
-                range(len(clients)), heights, 0.8, bottom=floor, color=colours[name], label=shorten(name, 26),
-                edgecolor="white", linewidth=0.3,
-            )  # fmt: skip
-            floor = [below + height for below, height in zip(floor, heights, strict=True)]
+            top = [below + height for below, height in zip(floor, heights, strict=True)]
+            look: dict[str, Any] = {"color": colours[name], "label": shorten(name, 26)}
+            if len(clients) <= _BAR_LIMIT:
+                axes.bar(range(len(clients)), heights, 0.8, bottom=floor, edgecolor="white", linewidth=0.3, **look)
+            else:  # hundreds of bars a label would make megabytes
+                edges = np.arange(len(clients) + 1) - 0.5
+                axes.stairs(top, edges, baseline=floor, fill=True, linewidth=0, rasterized=True, **look)
+            floor = top
         _client_ticks(axes, clients, malicious)
         axes.set_xlim(-0.6, len(clients) - 0.4)
         axes.set_xlabel("Client")

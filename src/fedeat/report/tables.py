@@ -125,7 +125,8 @@ def print_tables(rows: Sequence[Mapping[str, Any] | Row], console: Console) -> N
     if not known:
         console.print(Text("No results yet."))
     else:
-        console.print(Text(f"In percent; under ASR the pairs broken/right on the original; {FLAG} flagged", style="dim"))
+        text = f"In percent; under ASR the pairs broken/right on the original. {FLAG}: flagged"
+        console.print(Text(text, style="dim"))
 
 
 def table_csv(result: ResultTable) -> str:

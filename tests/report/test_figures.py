@@ -1,0 +1,121 @@
+"""Figures draw whatever the records hold, and what they draw is what was recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from fedeat.report import calibration_figure
+from fedeat.report.figures import METHOD_COLOURS, method_colours, png, shorten, svg
+from fedeat.report.reading import Run, read_run
+from fedeat.report.round_figures import curves_figure, partition_figure, weight_bounds, weights_figure
+
+SHARES = {"accuracy": 0.9, "adversarial_accuracy": 0.8}
+POINTS = [{"radius": r, "clean_loss": 0.5, "adversarial_loss": 0.5 + r, **SHARES} for r in (0.2, 0.0, 0.05)]
+
+
+def test_calibration_runs_along_a_logarithmic_radius() -> None:
+    figure = calibration_figure(POINTS, 0.05)
+    loss, accuracy = figure.axes
+    assert loss.get_xscale() == "log"
+    adversarial = loss.get_lines()[2]
+    assert list(adversarial.get_xdata()) == [0.05, 0.2]
+    assert list(adversarial.get_ydata()) == pytest.approx([0.55, 0.7])
+    assert accuracy.get_ylabel() == "Accuracy (%)"
+    assert png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("recommended", [None, 0.2])
+def test_calibration_without_accuracies_shows_the_loss_alone(recommended: float | None) -> None:
+    points = [point | {"accuracy": None, "adversarial_accuracy": None} for point in POINTS]
+    figure = calibration_figure(points, recommended)
+    assert len(figure.axes) == 1
+    png(figure)
+
+
+def test_calibration_of_nothing_is_an_empty_figure() -> None:
+    assert png(calibration_figure([], None)).startswith(b"\x89PNG")
+
+
+def test_figures_leave_no_global_state() -> None:
+    before = dict(plt.rcParams)
+    svg(calibration_figure(POINTS, 0.05))
+    assert dict(plt.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_pictures_are_well_formed_and_repeatable() -> None:
+    first = svg(calibration_figure(POINTS, 0.05))
+    ElementTree.fromstring(first)
+    assert svg(calibration_figure(POINTS, 0.05)) == first
+
+
+def test_weights_stand_at_their_round_and_client(run_directory: Path) -> None:
+    run = read_run(run_directory)
+    (axes, _) = weights_figure(run, "$title").axes
+    cells = axes.collections[0].get_array()
+    assert cells.shape == (3, 10)
+    weights = run.rounds[1]["weights"]
+    for client in range(10):
+        if str(client) in weights:
+            assert cells[1, client] == pytest.approx(weights[str(client)])
+        else:
+            assert np.ma.getmaskarray(cells)[1, client]
+
+
+def test_malicious_clients_are_framed_and_rejections_crossed(run_directory: Path) -> None:
+    run = read_run(run_directory)
+    (axes, _) = weights_figure(run, "title").axes
+    frames = {round(patch.get_x() + 0.5) for patch in axes.patches}
+    assert frames == {client for line in run.rounds for client in line["malicious"]}
+    assert len(axes.collections[1].get_offsets()) == sum(len(line["rejected"]) for line in run.rounds) > 0
+
+
+def test_one_dominant_weight_turns_the_scale_to_a_root() -> None:
+    even = Run("a", rounds=({"round": 0, "weights": {"0": 0.5, "1": 0.5}},))
+    krum = Run("b", rounds=({"round": 0, "weights": {str(client): float(client == 0) for client in range(8)}},))
+    assert weight_bounds([even]) == (0.5, False)
+    assert weight_bounds([even, krum]) == (1.0, True)
+
+
+def test_a_round_without_weights_is_drawn_blank() -> None:
+    png(weights_figure(Run("a", rounds=({"round": 0, "cohort": [0, 1], "weights": {}},)), "title"))
+
+
+def test_a_large_federation_stays_a_small_picture() -> None:
+    weights = {str(client): 0.005 for client in range(200)}
+    rounds = tuple({"round": index, "weights": weights, "cohort": list(range(200))} for index in range(100))
+    assert len(svg(weights_figure(Run("a", rounds=rounds), "title"))) < 200_000
+    partition = {client: {f"label {i}": 1.0 + client % 7 for i in range(10)} for client in range(1000)}
+    assert len(svg(partition_figure(partition, "title"))) < 500_000
+
+
+def test_losses_over_many_decades_get_a_logarithmic_axis() -> None:
+    flat = curves_figure({"gm": [{0: 1.0, 1: 0.5}]}, "title", "Loss")
+    steep = curves_figure({"gm": [{0: 1.0, 1: 500.0}], "fedavg": [{0: 1.0}, {0: 2.0}]}, "title", "Loss")
+    assert flat.axes[0].get_yscale() == "linear"
+    assert steep.axes[0].get_yscale() == "log"
+
+
+def test_many_labels_are_gathered_under_other() -> None:
+    figure = partition_figure({client: {f"label {i}": 1 + i for i in range(40)} for client in range(3)}, "title")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(labels) == 16
+    assert labels[-1] == "other"
+    heights = sum(patch.get_height() for patch in figure.axes[0].patches)
+    assert heights == pytest.approx(3 * sum(range(1, 41)))
+
+
+def test_methods_keep_their_colours_and_others_differ() -> None:
+    colours = method_colours(["krum", "fedeat", "mine"])
+    assert colours["fedeat"] == METHOD_COLOURS["fedeat"]
+    assert len(set(colours.values())) == 3
+
+
+def test_long_labels_are_cut_to_one_line() -> None:
+    assert shorten("a\nb  c") == "a b c"
+    assert shorten("x" * 50, 10) == "x" * 9 + "…"
