@@ -36,7 +36,7 @@ def make_row(method: str, attack: str, task: str, seed: int, **changes: Any) -> 
     if accuracy is None:
         accuracy = 1 / len(labels) + 0.04 if collapsed or method == "base" else ACCURACY[task]
         accuracy += draw.uniform(-0.025, 0.025)
-    asr = changes.pop("asr", {"fedavg": 0.58, "eat": 0.44, "gm": 0.56, "fedeat": 0.36, "base": 0.5}[method])
+    asr = changes.pop("asr", {"fedavg": 0.58, "eat": 0.44, "gm": 0.56, "fedeat": 0.36, "base": 0.5}.get(method, 0.55))
     correct = round(PAIRS[task] * accuracy)
     broken = round(correct * min(max(asr + draw.uniform(-0.04, 0.04), 0.0), 1.0)) if asr else 0
     low, high = wilson(accuracy, 872)

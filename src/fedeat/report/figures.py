@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,12 @@ def shorten(text: str, limit: int = 24) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def legend_columns(labels: Sequence[str], *, handle: int, limit: int) -> int:
+    """How many columns of a legend fit a panel's width, `handle` being the width of a key in letters."""
+    longest = max((len(label) for label in labels), default=1)
+    return max(1, min(len(labels), limit, 58 // (longest + handle)))
+
+
 def accuracy_figure(table: ResultTable) -> Figure:
     """Accuracy by task and method with 95 % intervals under one condition (the paper's Fig. 3)."""
     return _bars(table, {key: cell.accuracy for key, cell in table.cells.items()}, "Accuracy (%)")
@@ -176,7 +183,8 @@ def _bars(table: ResultTable, values: Mapping[tuple[str, str], Estimate], label:
                 x = position + (index - (len(table.methods) - 1) / 2) * width
                 flagged |= bool(cell.flags)
                 _bar(axes, x, width, values[method, task], colours[method], flagged=bool(cell.flags))
-        axes.set_xticks(range(len(table.tasks)), [shorten(task, 14) for task in table.tasks])
+        names = ["\n".join(textwrap.wrap(shorten(task, 26), 13)) for task in table.tasks]
+        axes.set_xticks(range(len(table.tasks)), names)
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.55, len(table.tasks) - 0.45)
         axes.set_ylim(0, 106)
@@ -184,12 +192,13 @@ def _bars(table: ResultTable, values: Mapping[tuple[str, str], Estimate], label:
         axes.set_ylabel(label)
         axes.grid(visible=True, axis="y")
         axes.set_title(table.condition.title)
-        handles = [Patch(color=colours[method], label=shorten(display_name(method), 18)) for method in table.methods]
+        handles = [Patch(color=colours[method], label=shorten(display_name(method))) for method in table.methods]
         if flagged:
             handles.append(Patch(facecolor="white", edgecolor=INK, hatch="/////", label=f"{FLAG} flagged"))
+        columns = legend_columns([str(handle.get_label()) for handle in handles], handle=4, limit=3)
         figure.legend(
-            handles=handles, loc="outside lower left", ncols=min(len(handles), 3), handlelength=1.0,
-            handletextpad=0.5, columnspacing=0.9,
+            handles=handles, loc="outside lower left", ncols=columns, handlelength=1.0, handletextpad=0.5,
+            columnspacing=0.9,
         )  # fmt: skip
     return figure
 

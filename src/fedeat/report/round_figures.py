@@ -28,6 +28,7 @@ from fedeat.report.figures import (
     SKY,
     VERMILLION,
     YELLOW,
+    legend_columns,
     method_colours,
     shorten,
     style,
@@ -67,7 +68,7 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
             axes.plot(
                 rounds, means, _LINES[index % len(_LINES)], color=colours[name], linewidth=1.6, markersize=4,
                 marker=MARKERS[index % len(MARKERS)], markevery=max(1, len(rounds) // 12),
-                label=shorten(display_name(name), 20),
+                label=shorten(display_name(name)),
             )  # fmt: skip
             if len(runs) > 1:
                 axes.fill_between(
@@ -85,7 +86,8 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        figure.legend(loc="outside lower left", ncols=min(len(series), 4), handlelength=2.4, columnspacing=1.2)
+        columns = legend_columns([shorten(display_name(name)) for name in series], handle=8, limit=4)
+        figure.legend(loc="outside lower left", ncols=columns, handlelength=2.4, columnspacing=1.2)
     return figure
 
 
@@ -232,7 +234,7 @@ def partition_figure(partition: Mapping[int, Mapping[str, float]], title: str, m
         axes.grid(visible=True, axis="y")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower left", ncols=2 if max(map(len, labels), default=0) > 16 else 3,
+            handles, labels, loc="outside lower left", ncols=legend_columns(labels, handle=4, limit=3),
             handlelength=1.0, columnspacing=1.2,
         )  # fmt: skip
     return figure
@@ -276,7 +278,7 @@ def _client_ticks(axes: Axes, clients: Sequence[int], malicious: Sequence[int]) 
 
 
 def _weight_key(figure: Figure, mesh: QuadMesh, *, malicious: bool, rejected: bool, blank: bool) -> None:
-    bar = figure.colorbar(mesh, ax=figure.axes[0], pad=0.02, aspect=14)
+    bar = figure.colorbar(mesh, ax=figure.axes[0], pad=0.02, aspect=15 * figure.get_figheight() - 12)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=0)
     bar.locator = MaxNLocator(3)

@@ -137,8 +137,8 @@ def _flagged(tables: Sequence[ResultTable]) -> list[str]:
     total = sum(methods.values())
     names = _listed([f"{count} of {display_name(method)}" for method, count in methods.items()])
     return [
-        f"{total} cell{' is' if total == 1 else 's are'} flagged ({names}), and its attack success "
-        "rate is not compared: a model that always answers the same, or no better than by guessing, is not robust."
+        f"{total} cell{' is' if total == 1 else 's are'} flagged ({names}) and compared with nothing "
+        "in attack success: a model that always answers the same, or no better than by guessing, is not robust."
     ]
 
 
