@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedeat.report import calibration_figure
-from fedeat.report.figures import METHOD_COLOURS, method_colours, png, shorten, svg
+from fedeat.report.figures import METHOD_COLOURS, legend_columns, method_colours, png, shorten, svg
 from fedeat.report.reading import Run, read_run
 from fedeat.report.round_figures import curves_figure, partition_figure, weight_bounds, weights_figure
 
@@ -114,6 +114,12 @@ def test_methods_keep_their_colours_and_others_differ() -> None:
     colours = method_colours(["krum", "fedeat", "mine"])
     assert colours["fedeat"] == METHOD_COLOURS["fedeat"]
     assert len(set(colours.values())) == 3
+
+
+def test_a_legend_of_long_names_has_fewer_columns() -> None:
+    assert legend_columns(["EAT", "GM", "FedAvg", "FedEAT"], handle=8, limit=4) == 4
+    assert legend_columns(["EAT", "a name of 24 letters ..."], handle=8, limit=4) == 1
+    assert legend_columns([], handle=8, limit=4) == 1
 
 
 def test_long_labels_are_cut_to_one_line() -> None:

@@ -17,6 +17,7 @@ from fedeat.report.round_figures import (
     malicious_clients,
     mean_accuracy,
     partition_figure,
+    rejections,
     weight_bounds,
     weights_figure,
 )
@@ -92,13 +93,18 @@ def weight_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
     if not panels:
         return []
     more = len(drawn) - len(shown)
-    text = (
-        "How much each client's update counted, by round. A framed column with a coloured number is a malicious "
-        "client, a cross a rejected update, a blank cell a client that was not sampled. All panels share one scale"
-        + (", by square root so that small weights can be told apart." if bounds[1] else ".")
-        + (f" {more} more run{'s are' if more > 1 else ' is'} in the figures folder." if more else "")
-    )
-    return [_figure(text, panels, small=True)]
+    sentences = ["How much each client's update counted, by round; a blank cell is a client that was not sampled."]
+    if any(malicious_clients(run) for run in shown):
+        sentences.append("A framed column with a coloured number is a malicious client.")
+    if any(rejections(line) for run in shown for line in run.rounds):
+        sentences.append("A cross is a rejected update.")
+    if len(panels) > 1:
+        sentences.append("All panels share one scale.")
+    if bounds[1]:
+        sentences.append("Colours follow the square root of the weight, so that small weights can be told apart.")
+    if more:
+        sentences.append(f"{more} more run{'s are' if more > 1 else ' is'} in the figures folder.")
+    return [_figure(" ".join(sentences), panels, small=True)]
 
 
 def partition_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:

@@ -75,7 +75,10 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
                     rounds, [min(found) for found in present], [max(found) for found in present],
                     color=colours[name], alpha=0.15, linewidth=0,
                 )  # fmt: skip
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        steps = {step for runs in series.values() for run in runs for step in run}
+        if len(steps) == 1:
+            axes.set_xlim(min(steps) - 1, min(steps) + 1)
         axes.set_xlabel("Round")
         axes.set_ylabel(label)
         axes.set_title(title)
@@ -179,12 +182,12 @@ def weights_figure(run: Run, title: str, bounds: tuple[float, bool] | None = Non
             size = max(4.0, min(26.0, 9000 / grid.size))
             x, y = [across for across, _ in rejected], [down for _, down in rejected]
             axes.scatter(x, y, marker="x", s=size, color=INK, linewidth=1.1)
+        frame: dict[str, Any] = {"fill": False, "edgecolor": VERMILLION, "clip_on": False}
         for client in malicious:
             if client in column:
                 corner = (column[client] - 0.5, -0.5)
-                axes.add_patch(
-                    Rectangle(corner, 1, len(rounds), fill=False, edgecolor=VERMILLION, linewidth=1.5, clip_on=False)
-                )
+                line_width = min(max(25 / len(clients), 0.5), 1.5)  # never wider than the column it frames
+                axes.add_patch(Rectangle(corner, 1, len(rounds), linewidth=line_width, **frame))
         axes.invert_yaxis()
         _weight_axes(axes, clients, malicious, rounds)
         axes.set_title(shorten(title, 38), fontsize=8)
