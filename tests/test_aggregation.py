@@ -19,7 +19,6 @@ from fedeat.aggregation import (
     krum,
     mean,
     multi_krum,
-    tolerates,
     trimmed_mean,
 )
 from fedeat.errors import UpdateError
@@ -249,21 +248,29 @@ def test_unknown_space_and_product_space_of_coordinates_are_refused() -> None:
         aggregate(draw(2, 4), space="product", rule=coordinate_median)
 
 
-@pytest.mark.parametrize(
-    ("rule", "counts"),
-    [
-        (mean, {1: 0, 10: 0}),
-        (geometric_median, {1: 0, 2: 0, 3: 1, 9: 4, 10: 4}),
-        (coordinate_median, {10: 4, 11: 5}),
-        (krum, {1: 0, 4: 0, 5: 1, 10: 3, 11: 4}),
-        (functools.partial(multi_krum, byzantine=2), {5: 1, 10: 2}),
-        (trimmed_mean, {5: 1, 10: 2}),
-        (functools.partial(trimmed_mean, byzantine=4), {10: 4, 5: 2}),
-        (lambda gram, prior: mean(gram, prior), {10: 4}),
-    ],
-)
-def test_each_rule_says_how_many_attackers_it_withstands(rule: Any, counts: dict[int, int]) -> None:
-    assert {clients: tolerates(rule, clients) for clients in counts} == counts
+LAYERS = ("model.layers.0.q.lora_A.weight", "model.layers.0.q.lora_B.weight", "model.layers.11.q.lora_A.weight")
+
+
+def test_grouping_by_layer_weighs_each_layer_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    updates = [{name: torch.randn(4, 4, generator=generator) for name in (*LAYERS, "score.weight")} for _ in range(7)]
+    updates[3][LAYERS[2]] *= 1e6
+    result = aggregate(updates, grouping="layer")
+    assert list(result.groups) == ["model.layers.0", "model.layers.11", "score.weight"]
+    first = aggregate([{name: update[name] for name in LAYERS[:2]} for update in updates])
+    torch.testing.assert_close(result.groups["model.layers.0"].weights, first.weights)
+    torch.testing.assert_close(result.value[LAYERS[0]], first.value[LAYERS[0]])
+    assert float(result.groups["model.layers.11"].weights[3]) < 1e-5 < float(result.weights[3])
+    assert float(result.weights.sum()) == pytest.approx(1)
+    assert result.converged
+    assert list(aggregate(updates).groups) == [""]
+
+
+def test_grouping_by_layer_keeps_lora_pairs_together_in_product_space() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = ("a.0.q.lora_A.weight", "a.0.q.lora_B.weight", "emb.lora_A.weight", "emb.lora_B.weight")
+    updates = [{name: torch.randn(4, 4, generator=generator) for name in names} for _ in range(5)]
+    assert list(aggregate(updates, grouping="layer", space="product").groups) == ["a.0", "emb"]
 
 
 @pytest.mark.parametrize("rule", [krum, multi_krum, trimmed_mean, aggregation.mean_around_median])

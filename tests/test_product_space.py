@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedeat.aggregation import aggregate
 from fedeat.errors import UpdateError
-from fedeat.product_space import pairs, product_gram
-from fedeat.sources import Spec, open_updates
+from fedeat.layout import Spec
+from fedeat.product_space import Lora, pairs, product_gram
+from fedeat.sources import open_updates
 
 A, B = "model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weight"
 HEAD = "classifier.weight"
@@ -34,7 +35,7 @@ def test_inner_products_are_those_of_the_true_updates(with_reference: bool) -> N
     updates = [adapter(seed, size=0.1) for seed in range(5)]
     reference = adapter(99) if with_reference else None
     rows = torch.stack([true_update(update, reference, 2.0) for update in updates])
-    found = product_gram(open_updates(updates), reference, [2.0] * 5)
+    found = product_gram(open_updates(updates), Lora(reference, 2.0, [2.0] * 5, reference is None))
     torch.testing.assert_close(found.gram, rows @ rows.T, rtol=1e-12, atol=1e-12)
 
 
@@ -45,7 +46,7 @@ def test_small_updates_of_a_large_adapter_keep_their_digits() -> None:
     rows = torch.stack(
         [torch.cat([(u[B] @ (base_a + u[A]) + base_b @ u[A]).flatten(), u[HEAD].flatten()]) for u in updates]
     )
-    found = product_gram(open_updates(updates), reference, [1.0] * 5)
+    found = product_gram(open_updates(updates), Lora(reference, 1.0, [1.0] * 5, False))
     torch.testing.assert_close(found.gram * 1e14, rows @ rows.T * 1e14, rtol=1e-10, atol=1e-10)
 
 

@@ -7,15 +7,17 @@ space the inner products are those of the true LoRA updates `s_i B_i A_i - s_g B
 
 from __future__ import annotations
 
-import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
+from fedeat import geometry
 from fedeat.coordinatewise import (
     CoordinateRule,
     coordinate_median,
@@ -24,38 +26,72 @@ from fedeat.coordinatewise import (
     trimmed_mean,
 )
 from fedeat.errors import UpdateError
-from fedeat.geometry import Geometry, combine, measure, refine, require_finite
-from fedeat.product_space import product_gram
-from fedeat.rules import Rule, krum, mean, multi_krum
-from fedeat.sources import Updates, UpdateSource, blocks, open_updates
+from fedeat.geometry import Geometry
+from fedeat.layout import FACTOR, UpdateSource
+from fedeat.preaggregation import (
+    Mixing,
+    Step,
+    adaptive_clipping,
+    bucketing,
+    chain,
+    nearest_neighbour_mixing,
+    norm_clipping,
+)
+from fedeat.product_space import Lora, product_gram
+from fedeat.recombination import recombine
+from fedeat.resilience import AnyRule, shift_invariant, tolerates, unwrap
+from fedeat.rules import (
+    Rule,
+    centred_clipping,
+    krum,
+    mean,
+    minimum_diameter,
+    multi_krum,
+    norm_filter,
+    trusted_reference,
+)
+from fedeat.sources import Updates, blocks, open_updates
 from fedeat.updates import Adapter
-from fedeat.weiszfeld import ClientWeights, geometric_median
+from fedeat.weiszfeld import ClientWeights, geometric_median, smoothed_geometric_median
 
 __all__ = [
     "Aggregate",
     "AnyRule",
     "ClientWeights",
     "CoordinateRule",
+    "Mixing",
     "Rule",
     "Space",
+    "Step",
+    "adaptive_clipping",
     "aggregate",
+    "bucketing",
+    "centred_clipping",
+    "chain",
     "coordinate_median",
     "geometric_median",
     "krum",
     "mean",
     "mean_around_median",
+    "minimum_diameter",
     "multi_krum",
+    "nearest_neighbour_mixing",
+    "norm_clipping",
+    "norm_filter",
+    "smoothed_geometric_median",
     "tolerates",
     "trimmed_mean",
+    "trusted_reference",
 ]
 
 Space = Literal["factors", "product"]
-AnyRule: TypeAlias = Rule | CoordinateRule | functools.partial[Tensor]
-"""A rule on the Gram matrix, a coordinate-wise rule, or a `functools.partial` of either."""
+Grouping = Literal["model", "layer"]
+Combination = Literal["factors", "stacked", "recompressed"]
 Value = TypeVar("Value", Tensor, dict[str, Tensor])
 
 _EXCESS = 1e-13
 """Relative objective that rounded products may cost a geometric median before they are formed anew in float64."""
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -63,17 +99,19 @@ class Aggregate(Generic[Value]):
     """The aggregate of one round, and why it is what it is.
 
     Attributes:
-        value: of the kind, shapes and dtypes of one update.
+        value: of the kind, shapes and dtypes of one update; a stacked or recompressed one is a whole adapter.
         weights: (n,) float64, how far each client was believed: the coefficients of the combination, or for a
             coordinate-wise rule the share of coordinates taken from each client. Sums to one, except under rules
-            that shorten updates.
-        iterations: steps of an iterative rule, else 0.
-        objective: what the rule minimises, at its result; nan where it minimises nothing.
-        gap: certified relative distance of the objective to its minimum, before rounding `value` to its dtype; nan
-            where the rule certifies nothing.
+            that shorten updates. With one group a layer, the mean over groups by their number of coordinates.
+        iterations: steps of an iterative rule, else 0; over all groups.
+        objective: what the rule minimises, at its result, summed over groups; nan where it minimises nothing.
+        gap: certified relative distance of the objective to its minimum, before rounding `value` to its dtype, the
+            worst of all groups; nan where the rule certifies nothing.
         majority_gap: the same relative to what the nearest half of the clients pay; no minority can inflate it.
-        converged: whether the rule reached the tolerance it was asked for.
+        converged: whether the rule reached the tolerance it was asked for, in every group.
         passes: how often the updates were read.
+        groups: what the rule decided for each group of tensors; one group, "", for the whole model.
+        discarded: share of the squared norm that recompression lost, else 0.
     """
 
     value: Value
@@ -84,6 +122,8 @@ class Aggregate(Generic[Value]):
     majority_gap: float
     converged: bool
     passes: int
+    groups: Mapping[str, ClientWeights]
+    discarded: float = 0.0
 
 
 @overload
@@ -91,130 +131,228 @@ def aggregate(
     updates: Tensor | Sequence[Tensor],
     *,
     rule: AnyRule = ...,
-    space: Space = ...,
     prior_weights: Tensor | Sequence[float] | None = ...,
-    reference: Adapter | None = ...,
-    scaling: float | Sequence[float] = ...,
+    space: Space = ...,
 ) -> Aggregate[Tensor]: ...
 @overload
 def aggregate(
-    updates: Sequence[Adapter],
+    updates: Sequence[Adapter] | Sequence[str] | Sequence[Path],
     *,
     rule: AnyRule = ...,
-    space: Space = ...,
     prior_weights: Tensor | Sequence[float] | None = ...,
+    grouping: Grouping = ...,
+    space: Space = ...,
     reference: Adapter | None = ...,
     scaling: float | Sequence[float] = ...,
+    reference_scaling: float | None = ...,
+    whole: bool | None = ...,
+    combine: Combination = ...,
+    rank: int | None = ...,
 ) -> Aggregate[dict[str, Tensor]]: ...
 def aggregate(
     updates: Updates,
     *,
     rule: AnyRule = geometric_median,
-    space: Space = "factors",
     prior_weights: Tensor | Sequence[float] | None = None,
+    grouping: Grouping = "model",
+    space: Space = "factors",
     reference: Adapter | None = None,
     scaling: float | Sequence[float] = 1.0,
+    reference_scaling: float | None = None,
+    whole: bool | None = None,
+    combine: Combination = "factors",
+    rank: int | None = None,
 ) -> Aggregate[Any]:
     """Aggregates client updates by a rule.
 
     Args:
         updates: a float tensor (n, d), one row a client; or n tensors of one shape; or n mappings name -> tensor of
-            equal names, shapes and dtypes. Never written to, never copied as a whole.
+            equal names, shapes and dtypes; or n paths of safetensors files. Never written to, never copied as a whole.
         rule: function `(gram, prior_weights) -> ClientWeights` or a `CoordinateRule`; options through
             `functools.partial`.
-        space: "factors" measures distances between the tensors as they are; "product" between the true updates of
-            LoRA pairs (tensors named `*.lora_A.weight` (r, k) and `*.lora_B.weight` (d, r)), all else as it is.
         prior_weights: (n,) >= 0, what each client counts before the rule; uniform by default. A client of weight
             zero is left out and its update not looked at.
-        reference: product space only: the global adapter that the updates are differences to; None where updates are
-            whole adapters.
+        grouping: "model" weighs whole updates; "layer" each numbered layer by itself, and each tensor outside of
+            layers, so that one client may count in some layers and not in others.
+        space: "factors" measures distances between the tensors as they are; "product" between the true updates of
+            LoRA pairs (tensors named `*.lora_A.weight` (r, k) and `*.lora_B.weight` (d, r)), all else as it is.
+        reference: product space only: the round's global adapter; None for zero.
         scaling: product space only: LoRA's alpha / r, one number or one a client.
+        reference_scaling: product space only: that of the reference; by default the clients', where it is one number.
+        whole: product space only: whether updates are whole adapters, which may differ in rank; by default they are
+            where there is no reference, else differences to it.
+        combine: product space only: "factors" sums factors by the weights, which is of the kind of an update;
+            "stacked" gives the exact weighted sum of products as a whole adapter whose rank is the sum of ranks;
+            "recompressed" the whole adapter of rank `rank` nearest to that. The last two have scaling one: load them
+            with `lora_alpha` equal to the rank.
+        rank: of the recompressed adapter; by default the largest of the updates'.
 
     Raises:
         UpdateError: updates that do not fit together, hold NaN or infinity or are out of range, prior weights that
             are negative, not finite or all zero, an option out of range; the message names each client at fault.
     """
+    _one_of("space", space, ("factors", "product"))
+    _one_of("grouping", grouping, ("model", "layer"))
+    _one_of("combine", combine, ("factors", "stacked", "recompressed"))
+    columns = coordinate_rule(rule)
+    if space == "factors" and combine != "factors":
+        raise UpdateError(f"combine={combine!r} sums products of LoRA factors: choose space='product'")
+    if space == "product" and columns is not None:
+        raise UpdateError("a coordinate-wise rule has no product space: choose space='factors'")
     with torch.no_grad():
-        source = open_updates(updates)
-        prior = _prior(prior_weights, len(source.labels))
+        everyone = open_updates(updates, any_rank=space == "product" and combine != "factors")
+        prior = _prior(prior_weights, len(everyone.labels))
         kept = torch.nonzero(prior > 0).flatten()
-        if len(kept) < len(prior):
-            source = source.select(kept.tolist())
-        columns = coordinate_rule(rule)
+        source = everyone.select(kept.tolist()) if len(kept) < len(prior) else everyone
         if columns is not None:
-            if space != "factors":
-                raise UpdateError("a coordinate-wise rule has no product space: choose space='factors'")
-            value, weights = _by_coordinate(source, prior[kept], columns)
-            decided = ClientWeights(weights)
-            passes = 1
-        else:
-            origin = not _translation_invariant(rule)
-            if space == "product":
-                found = product_gram(source, reference, _scales(scaling, len(prior), kept))
-            elif space == "factors":
-                found = measure(source, prior[kept], origin=origin)
+            value, shares = _by_coordinate(source, prior[kept], columns)
+            return _result([("", 1, ClientWeights(shares))], value, kept, len(prior), passes=1)
+        lora = None
+        if space == "product":
+            scales = _scales(scaling, len(prior), kept)
+            shared = reference_scaling if reference_scaling is not None else scales[0]
+            lora = Lora(reference, shared, scales, reference is None if whole is None else whole)
+        if combine == "recompressed" and rank is None:
+            rank = max(_ranks(source))
+        decisions, values, discarded, passes = [], [], [], 0
+        for name, names in _groups(source, grouping).items():
+            part = source.restrict(names) if name else source
+            decided, found = _weigh(part, prior[kept], cast(Rule, rule), lora)
+            if lora is None or combine == "factors":
+                values.append(geometry.combine(part, decided.weights, centre=found.centre))
             else:
-                raise UpdateError(f"space must be 'factors' or 'product', got {space!r}")
-            decided = cast(Rule, rule)(found.gram, prior[kept])
-            if space == "factors" and _is(rule, geometric_median) and _rounding_excess(found, prior[kept], decided):
-                found = refine(source, found, prior[kept])
-                decided = cast(Rule, rule)(found.gram, prior[kept])
-            _check(decided, len(kept))
-            value = combine(source, decided.weights, centre=None if space == "product" else found.centre)
-            decided = _unscaled(decided, found.scale)
-            passes = found.passes + 1
-        everyone = torch.zeros(len(prior), dtype=torch.float64)
-        everyone[kept] = decided.weights
+                value, lost = recombine(part, decided.weights, lora, rank=rank if combine == "recompressed" else None)
+                values.append(value)
+                discarded.append(lost)
+            decisions.append((name, sum(part.layout[key].numel for key in part.layout), decided))
+            passes = max(passes, found.passes + 1)
+        merged = (
+            values[0] if len(values) == 1 else {k: t for v in values for k, t in cast(dict[str, Tensor], v).items()}
+        )
+    return _result(decisions, merged, kept, len(prior), passes=passes, discarded=max(discarded, default=0.0))
+
+
+def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -> tuple[ClientWeights, Geometry]:
+    """What the rule decides on the updates' inner products, and those."""
+    if lora is not None:
+        found = product_gram(source, lora)
+        decided = rule(found.gram, prior)
+    else:
+        found = geometry.measure(source, prior, origin=not shift_invariant(rule))
+        decided = rule(found.gram, prior)
+        if unwrap(rule)[0] is geometric_median and _rounding_excess(found, prior, decided):
+            found = geometry.refine(source, found, prior)
+            decided = rule(found.gram, prior)
+    weights = decided.weights
+    if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
+        raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
+    return replace(decided, objective=decided.objective / found.scale), found
+
+
+def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> bool:
+    """Whether rounded products may have cost more of the objective than this package wants to lose.
+
+    An error e_i of client i's distance moves the minimiser by as much as its share of the pulls, which costs the
+    objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
+    """
+    weights = decided.weights
+    if int((weights != 0).sum()) == 1 or found.rounding < 1e-10:
+        return False
+    products = found.gram @ weights
+    square = float(weights @ products)
+    squares = found.gram.diagonal() - 2 * products + square
+    error = found.rounding * (found.gram.diagonal() + square) / squares.clamp_min(1e-300)
+    radii = squares.clamp_min(0).sqrt()
+    return float((prior * radii * error.clamp(max=1.0) ** 2).sum()) > _EXCESS * float(prior @ radii)
+
+
+def _by_coordinate(
+    source: UpdateSource, prior: Tensor, columns: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+    """Streams all coordinates through a coordinate-wise rule; the value and each client's share of the coordinates."""
+    layout = source.layout
+    value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
+    shares = torch.zeros(len(source.labels), dtype=torch.float64)
+    for segment, block in blocks(source):
+        finite = torch.isfinite(block).all(1)
+        if not bool(finite.all()):
+            geometry.require_finite(source, torch.nonzero(~finite).flatten().tolist())
+        values, counts = columns(block, prior)
+        value[segment.name][segment.start : segment.stop].copy_(values)
+        shares += counts.cpu()
+    tensors = {name: tensor.reshape(layout[name].shape) for name, tensor in value.items()}
+    return source.assemble(tensors), shares / shares.sum()
+
+
+def _result(
+    decisions: Sequence[tuple[str, int, ClientWeights]],
+    value: Tensor | dict[str, Tensor],
+    kept: Tensor,
+    count: int,
+    *,
+    passes: int,
+    discarded: float = 0.0,
+) -> Aggregate[Any]:
+    """One record of what was decided for each group of (name, coordinates, weights of the clients kept)."""
+    coordinates = sum(size for _, size, _ in decisions)
+    groups = {name: replace(decided, weights=_scatter(decided.weights, kept, count)) for name, _, decided in decisions}
+    weights = torch.zeros(count, dtype=torch.float64)
+    for name, size, _ in decisions:
+        weights += groups[name].weights * (size / coordinates)
     return Aggregate(
-        value,
-        everyone,
-        decided.iterations,
-        decided.objective,
-        decided.gap,
-        decided.majority_gap,
-        decided.converged,
-        passes,
+        value=value,
+        weights=groups[""].weights if list(groups) == [""] else weights,
+        iterations=sum(group.iterations for group in groups.values()),
+        objective=sum(group.objective for group in groups.values()),
+        gap=_worst([group.gap for group in groups.values()]),
+        majority_gap=_worst([group.majority_gap for group in groups.values()]),
+        converged=all(group.converged for group in groups.values()),
+        passes=passes,
+        groups=groups,
+        discarded=discarded,
     )
 
 
-def tolerates(rule: AnyRule, clients: int) -> int:
-    """How many arbitrary (Byzantine) updates among `clients` the rule withstands, by its theory.
-
-    A rule with a `byzantine` option withstands what it was told to, at most what its theory allows. For a function this
-    package does not know the bound of every rule is returned, ceil(n / 2) - 1.
-
-    Args:
-        rule: a rule, or a `functools.partial` of one.
-        clients: n >= 1.
-    """
-    inner, options = _unwrap(rule)
-    most = (clients - 1) // 2
-    if inner is mean:
-        most = 0
-    elif inner in (krum, multi_krum):
-        most = max(0, (clients - 3) // 2)
-    asked = options.get("byzantine")
-    if asked is None and inner is trimmed_mean:
-        asked = (clients - 1) // 4
-    return most if asked is None else min(most, int(asked))
+def _groups(source: UpdateSource, grouping: Grouping) -> dict[str, list[str]]:
+    """Names of the tensors of each group; factors of one LoRA pair are never apart."""
+    names = list(source.layout)
+    if grouping == "model":
+        return {"": names}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer, factor = _LAYER.match(name), FACTOR.match(name)
+        key = layer.group(1) if layer else factor["module"] if factor else name
+        groups.setdefault(key, []).append(name)
+    return groups
 
 
-def _unwrap(rule: object) -> tuple[object, Mapping[str, Any]]:
-    """The function under any partials, and the keyword options bound on the way."""
-    options: dict[str, Any] = {}
-    while isinstance(rule, functools.partial):
-        options = {**rule.keywords, **options}
-        rule = rule.func
-    return rule, options
+def _scatter(weights: Tensor, kept: Tensor, count: int) -> Tensor:
+    everyone = torch.zeros(count, dtype=torch.float64)
+    everyone[kept] = weights
+    return everyone
 
 
-def _is(rule: object, function: Callable[..., object]) -> bool:
-    return _unwrap(rule)[0] is function
+def _worst(gaps: Sequence[float]) -> float:
+    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 
-def _translation_invariant(rule: object) -> bool:
-    """Whether the rule's weights stay when all updates are shifted alike, so that any reference will do."""
-    return _unwrap(rule)[0] in (mean, geometric_median, krum, multi_krum)
+def _ranks(source: UpdateSource) -> list[int]:
+    """Ranks of all LoRA factors of all clients."""
+    factors = [name for name in source.layout if (match := FACTOR.match(name)) and match["side"] == "A"]
+    return [source.one(i, name).shape[0] for name in factors for i in range(len(source.labels))] or [1]
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UpdateError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _scales(scaling: float | Sequence[float], count: int, kept: Tensor) -> list[float]:
+    """One scaling for each client kept."""
+    scales = [float(scaling)] * count if isinstance(scaling, int | float) else [float(scale) for scale in scaling]
+    if len(scales) != count or not all(0 < abs(scale) < math.inf for scale in scales):
+        raise UpdateError(f"scaling must be finite and not zero, one number or {count}, got {scaling!r}")
+    return [scales[client] for client in kept.tolist()]
 
 
 def _prior(prior_weights: Tensor | Sequence[float] | None, count: int) -> Tensor:
@@ -235,65 +373,3 @@ def _prior(prior_weights: Tensor | Sequence[float] | None, count: int) -> Tensor
         raise UpdateError("prior weights are all zero: at least one client must count")
     prior = prior / largest
     return prior / prior.sum()
-
-
-def _scales(scaling: float | Sequence[float], count: int, kept: Tensor) -> list[float]:
-    """One scaling for each client kept."""
-    scales = [float(scaling)] * count if isinstance(scaling, int | float) else [float(scale) for scale in scaling]
-    if len(scales) != count or not all(0 < abs(scale) < math.inf for scale in scales):
-        raise UpdateError(f"scaling must be finite and not zero, one number or {count}, got {scaling!r}")
-    return [scales[client] for client in kept.tolist()]
-
-
-def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> bool:
-    """Whether rounded products may have cost more of the objective than this package wants to lose.
-
-    An error e_i of client i's distance moves the minimiser by as much as its share of the pulls, which costs the
-    objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
-    """
-    weights = decided.weights
-    if int((weights != 0).sum()) == 1 or found.rounding < 1e-10:
-        return False
-    products = found.gram @ weights
-    square = float(weights @ products)
-    squares = found.gram.diagonal() - 2 * products + square
-    error = found.rounding * (found.gram.diagonal() + square) / squares.clamp_min(1e-300)
-    radii = squares.clamp_min(0).sqrt()
-    return float((prior * radii * error.clamp(max=1.0) ** 2).sum()) > _EXCESS * float(prior @ radii)
-
-
-def _check(decided: ClientWeights, count: int) -> None:
-    weights = decided.weights
-    if weights.shape != (count,) or not bool(torch.isfinite(weights).all()):
-        raise UpdateError(f"the rule must return {count} finite weights, got {weights}")
-
-
-def _unscaled(decided: ClientWeights, scale: float) -> ClientWeights:
-    if scale == 1.0:
-        return decided
-    return ClientWeights(
-        decided.weights,
-        decided.iterations,
-        decided.objective / scale,
-        decided.gap,
-        decided.majority_gap,
-        decided.converged,
-    )
-
-
-def _by_coordinate(
-    source: UpdateSource, prior: Tensor, columns: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor | dict[str, Tensor], Tensor]:
-    """Streams all coordinates through a coordinate-wise rule."""
-    layout = source.layout
-    value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
-    shares = torch.zeros(len(source.labels), dtype=torch.float64)
-    for segment, block in blocks(source):
-        finite = torch.isfinite(block).all(1)
-        if not bool(finite.all()):
-            require_finite(source, torch.nonzero(~finite).flatten().tolist())
-        values, counts = columns(block, prior)
-        value[segment.name][segment.start : segment.stop].copy_(values)
-        shares += counts.cpu()
-    tensors = {name: tensor.reshape(layout[name].shape) for name, tensor in value.items()}
-    return source.assemble(tensors), shares / shares.sum()

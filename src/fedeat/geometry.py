@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
-from fedeat.sources import Segment, Updates, UpdateSource, blocks, open_updates
+from fedeat.layout import Segment, UpdateSource, title
+from fedeat.sources import Updates, blocks, open_updates
 
 SMALL = 1 << 20
 """Up to this many coordinates in all, float64 products cost nothing worth saving."""
@@ -215,7 +216,7 @@ def _accumulate(total: Tensor, rows: Tensor) -> None:
     """Adds `rows @ rows.T` to the float64 total, in pieces short enough for float32 sums to stay exact to 1e-8."""
     whole = rows.shape[1] // _PIECE * _PIECE if rows.dtype == torch.float32 else 0
     if whole:
-        pieces = rows[:, :whole].unflatten(1, (-1, _PIECE)).transpose(0, 1)
+        pieces = rows[:, :whole].view(len(rows), -1, _PIECE).transpose(0, 1)
         total.add_(torch.bmm(pieces, pieces.transpose(1, 2)).sum(0, dtype=torch.float64))
     if whole < rows.shape[1]:
         rest = rows[:, whole:]
@@ -265,8 +266,7 @@ def require_finite(source: UpdateSource, clients: list[int]) -> None:
         for name in source.layout:
             bad = int((~torch.isfinite(source.one(client, name))).sum())
             if bad:
-                title = f"tensor {name!r}" if name else "its tensor"
-                faults.append(f"{source.labels[client]}: {title} holds {bad} NaN or infinite value(s)")
+                faults.append(f"{source.labels[client]}: {title(name)} holds {bad} NaN or infinite value(s)")
                 break
     if faults:
         remedy = "expected finite numbers; leave these clients out or repair their updates"

@@ -1,25 +1,24 @@
 """Client updates as rows that are read block by block, whatever holds them.
 
 A rule needs the updates twice: once for their inner products, once for their combination. Both readings go
-through an `UpdateSource`, which yields blocks of coordinates, so that no (n, d) copy is ever made. A source also
-settles who is at fault when updates do not fit together: the layout most clients agree on is taken as the
-expected one, so a single malformed update is blamed on the client that sent it, wherever it stands in the list.
+through an `UpdateSource`, which yields blocks of coordinates, so that no (n, d) copy is ever made.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
+from fedeat.layout import Layout, Segment, Spec, UpdateSource, agree, blame, title
+from fedeat.safetensors_files import FileSource, open_files
 from fedeat.updates import Adapter
 
 Updates: TypeAlias = Tensor | Sequence[Tensor] | Sequence[Adapter] | Sequence[str | Path]
@@ -30,68 +29,12 @@ BLOCK_BYTES = 1 << 20
 """Target size of one (n, c) float32 block: it stays in the cache between being gathered and being multiplied."""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Shape and dtype of one tensor of an update."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of coordinates."""
-        return math.prod(self.shape)
-
-    def __str__(self) -> str:
-        return f"shape {self.shape} and dtype {str(self.dtype).removeprefix('torch.')}"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Coordinates `start:stop` of the flattened tensor `name`."""
-
-    name: str
-    start: int
-    stop: int
-
-
-Layout: TypeAlias = Mapping[str, Spec]
-
-
-class UpdateSource(Protocol):
-    """n updates of one layout.
-
-    Attributes:
-        labels: what each client is called in messages, for example "client 3".
-        layout: name -> shape and dtype of every tensor, in the order of reading.
-        device: where the tensors are.
-    """
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def layout(self) -> Layout: ...
-    @property
-    def device(self) -> torch.device: ...
-
-    def view(self, segment: Segment) -> Tensor | None:
-        """(n, c) coordinates of all clients without a copy, or None where only `gather` can bring them."""
-
-    def gather(self, segment: Segment, out: Tensor) -> None:
-        """Copies (n, c) coordinates of all clients into `out`, in its dtype."""
-
-    def one(self, client: int, name: str) -> Tensor:
-        """One client's tensor, in its own shape and dtype; the caller must not write to it."""
-
-    def select(self, clients: Sequence[int]) -> UpdateSource:
-        """The source restricted to these clients."""
-
-    def assemble(self, tensors: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """Tensors of the layout as a value of the kind one update has."""
-
-
-def open_updates(updates: Updates | UpdateSource) -> UpdateSource:
+def open_updates(updates: Updates | UpdateSource, *, any_rank: bool = False) -> UpdateSource:
     """Source that reads `updates`.
+
+    Args:
+        updates: n updates, or a source already.
+        any_rank: whether LoRA factors of different ranks fit together.
 
     Raises:
         UpdateError: there is no client or no coordinate, or updates differ in names, shapes or dtypes, or a dtype
@@ -99,7 +42,7 @@ def open_updates(updates: Updates | UpdateSource) -> UpdateSource:
     """
     if isinstance(updates, Tensor):
         return _matrix(updates)
-    if isinstance(updates, MatrixSource | AdapterSource):
+    if isinstance(updates, MatrixSource | AdapterSource | FileSource):
         return updates
     if isinstance(updates, str | bytes | Mapping) or not isinstance(updates, Sequence):
         raise UpdateError(
@@ -109,12 +52,15 @@ def open_updates(updates: Updates | UpdateSource) -> UpdateSource:
         raise UpdateError("no client update to aggregate: expected at least one, got an empty list")
     kinds = [_kind(update) for update in updates]
     kind = Counter(kinds).most_common(1)[0][0]
-    _blame({index: f"is a {found}, others are a {kind}" for index, found in enumerate(kinds) if found != kind})
+    faults = {index: f"is a {found}, others are a {kind}" for index, found in enumerate(kinds) if found != kind}
+    blame(faults, _names(len(kinds)))
     if kind == "tensor":
         rows = [{"": tensor} for tensor in cast(Sequence[Tensor], updates)]
-        return _adapters(rows, plain=True)
+        return _adapters(rows, plain=True, any_rank=False)
     if kind == "mapping":
-        return _adapters(cast(Sequence[Adapter], updates), plain=False)
+        return _adapters(cast(Sequence[Adapter], updates), plain=False, any_rank=any_rank)
+    if kind == "path":
+        return open_files(cast(Sequence[str | Path], updates), any_rank=any_rank)
     raise UpdateError(f"an update must be a tensor, a mapping or a path, got {type(updates[0]).__name__}")
 
 
@@ -127,10 +73,10 @@ def blocks(source: UpdateSource, *, double: bool = False, width: int | None = No
     Args:
         source: the updates.
         double: whether to yield float64 whatever the dtype.
-        width: most coordinates in a block; by default as many as fill `BLOCK_BYTES`.
+        width: most coordinates in a block; by default as many as fill the source's `block_bytes`.
     """
     count = len(source.labels)
-    width = width or max(1024, min(65536, BLOCK_BYTES // (4 * count) // 1024 * 1024))
+    width = width or max(2048, min(65536, source.block_bytes // (4 * count) // 2048 * 2048))
     buffers: dict[torch.dtype, Tensor] = {}
     for name, spec in source.layout.items():
         dtype = torch.float64 if double or spec.dtype == torch.float64 else torch.float32
@@ -161,6 +107,10 @@ class MatrixSource:
     def device(self) -> torch.device:
         return self.rows.device
 
+    @property
+    def block_bytes(self) -> int:
+        return BLOCK_BYTES
+
     def view(self, segment: Segment) -> Tensor | None:
         return self.rows[:, segment.start : segment.stop]
 
@@ -180,6 +130,9 @@ class MatrixSource:
         singles = [{"": self.rows[client]} for client in clients]
         return AdapterSource(singles, self.layout, [self.labels[client] for client in clients], plain=True)
 
+    def restrict(self, names: Sequence[str]) -> UpdateSource:
+        return self
+
     def assemble(self, tensors: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         return tensors[""]
 
@@ -197,6 +150,10 @@ class AdapterSource:
     def device(self) -> torch.device:
         return next(iter(self.adapters[0].values())).device
 
+    @property
+    def block_bytes(self) -> int:
+        return BLOCK_BYTES
+
     def view(self, segment: Segment) -> Tensor | None:
         return None
 
@@ -210,6 +167,9 @@ class AdapterSource:
     def select(self, clients: Sequence[int]) -> UpdateSource:
         labels = [self.labels[client] for client in clients]
         return AdapterSource([self.adapters[client] for client in clients], self.layout, labels, self.plain)
+
+    def restrict(self, names: Sequence[str]) -> UpdateSource:
+        return AdapterSource(self.adapters, {name: self.layout[name] for name in names}, self.labels, self.plain)
 
     def assemble(self, tensors: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         return tensors[""] if self.plain else tensors
@@ -230,50 +190,22 @@ def _matrix(updates: Tensor) -> UpdateSource:
     return MatrixSource(updates.detach(), _names(updates.shape[0]))
 
 
-def _adapters(adapters: Sequence[Adapter], *, plain: bool) -> UpdateSource:
+def _adapters(adapters: Sequence[Adapter], *, plain: bool, any_rank: bool) -> UpdateSource:
     faults: dict[int, str] = {}
     layouts: list[Layout] = []
     for index, adapter in enumerate(adapters):
         layout: dict[str, Spec] = {}
         for name, tensor in adapter.items():
-            title = _title(name)
             if not isinstance(tensor, Tensor):
-                faults.setdefault(index, f"{title} is a {type(tensor).__name__}, expected a float tensor")
+                faults.setdefault(index, f"{title(name)} is a {type(tensor).__name__}, expected a float tensor")
             elif tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided:
-                faults.setdefault(index, f"{title} has dtype {tensor.dtype}, expected dense floats")
+                faults.setdefault(index, f"{title(name)} has dtype {tensor.dtype}, expected dense floats")
             else:
                 layout[name] = Spec(tuple(tensor.shape), tensor.dtype)
         layouts.append(layout)
-    _blame(faults)
-    expected = agree(layouts, _names(len(layouts)))
+    blame(faults, _names(len(adapters)))
+    expected = agree(layouts, _names(len(layouts)), any_rank=any_rank)
     return AdapterSource(adapters, expected, _names(len(adapters)), plain)
-
-
-def agree(layouts: Sequence[Layout], labels: Sequence[str]) -> Layout:
-    """The layout most clients have, when all have it; the order of names is the first such client's.
-
-    Raises:
-        UpdateError: a client differs from it, or it holds no coordinate.
-    """
-    kinds = [frozenset(layout.items()) for layout in layouts]
-    common = Counter(kinds).most_common(1)[0][0]
-    expected = layouts[kinds.index(common)]
-    faults = {i: _mismatch(layout, expected) for i, layout in enumerate(layouts) if kinds[i] != common}
-    _blame(faults, labels)
-    if not expected or all(spec.numel == 0 for spec in expected.values()):
-        raise UpdateError(f"every update is empty: {len(layouts)} clients, no coordinate to aggregate")
-    return expected
-
-
-def _mismatch(layout: Layout, expected: Layout) -> str:
-    """First way in which a layout is not the expected one."""
-    missing, extra = [n for n in expected if n not in layout], [n for n in layout if n not in expected]
-    if missing:
-        return f"misses {len(missing)} of {len(expected)} tensors, first {missing[0]!r}"
-    if extra:
-        return f"has {len(extra)} unknown tensors, first {extra[0]!r}"
-    name = next(name for name in expected if layout[name] != expected[name])
-    return f"{_title(name)} has {layout[name]}, most clients have {expected[name]}"
 
 
 def _kind(update: object) -> str:
@@ -284,17 +216,5 @@ def _kind(update: object) -> str:
     return "path" if isinstance(update, str | Path) else type(update).__name__
 
 
-def _title(name: str) -> str:
-    return f"tensor {name!r}" if name else "its tensor"
-
-
 def _names(count: int) -> list[str]:
     return [f"client {index}" for index in range(count)]
-
-
-def _blame(faults: Mapping[int, str], labels: Sequence[str] | None = None) -> None:
-    """Raises one error that names every client at fault, if there is any."""
-    if faults:
-        lines = [f"{labels[i] if labels else f'client {i}'}: {reason}" for i, reason in sorted(faults.items())]
-        remedy = "leave these clients out or repair their updates"
-        raise UpdateError("\n  - ".join([f"{len(lines)} unusable client update(s), {remedy}:", *lines]))

@@ -1,0 +1,115 @@
+"""Weighted sums of products as one adapter, against explicitly formed matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedeat.aggregation import aggregate, mean
+from fedeat.errors import UpdateError
+
+A, B, HEAD = "base.layers.0.q.lora_A.weight", "base.layers.0.q.lora_B.weight", "score.weight"
+
+
+def adapter(seed: int, rank: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {A: (rank, 11), B: (7, rank), HEAD: (2, 5)}
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def product(value: dict[str, Tensor]) -> Tensor:
+    return value[B] @ value[A]
+
+
+def test_a_stacked_adapter_is_the_exact_weighted_sum_over_ranks_and_scalings() -> None:
+    updates = [adapter(seed, rank) for seed, rank in enumerate((2, 3, 5, 4))]
+    scaling = [2.0, 1.0, 0.5, 3.0]
+    result = aggregate(updates, space="product", scaling=scaling, combine="stacked")
+    expected = sum(w * s * product(u) for w, s, u in zip(result.weights.tolist(), scaling, updates, strict=True))
+    assert result.value[A].shape == (14, 11)
+    torch.testing.assert_close(product(result.value), expected)
+    heads = sum(w * u[HEAD] for w, u in zip(result.weights.tolist(), updates, strict=True))
+    torch.testing.assert_close(result.value[HEAD], heads)
+    rows = torch.stack(
+        [torch.cat([(s * product(u)).flatten(), u[HEAD].flatten()]) for s, u in zip(scaling, updates, strict=True)]
+    )
+    torch.testing.assert_close(result.weights, aggregate(rows).weights, atol=1e-9, rtol=0)
+
+
+def test_differences_to_a_global_adapter_become_a_whole_adapter() -> None:
+    reference = adapter(99)
+    updates = [{name: 0.1 * tensor for name, tensor in adapter(seed).items()} for seed in range(4)]
+    result = aggregate(updates, space="product", reference=reference, scaling=2.0, combine="stacked")
+    wholes = [{name: reference[name] + update[name] for name in update} for update in updates]
+    moved = sum(w * (product(u) - product(reference)) for w, u in zip(result.weights.tolist(), wholes, strict=True))
+    torch.testing.assert_close(product(result.value), 2.0 * (product(reference) + moved))
+    heads = reference[HEAD] + sum(w * u[HEAD] for w, u in zip(result.weights.tolist(), updates, strict=True))
+    torch.testing.assert_close(result.value[HEAD], heads)
+
+
+def test_whole_adapters_and_differences_to_their_reference_weigh_the_same() -> None:
+    reference = adapter(99)
+    updates = [{name: 0.1 * tensor for name, tensor in adapter(seed).items()} for seed in range(5)]
+    wholes = [{name: reference[name] + update[name] for name in update} for update in updates]
+    differences = aggregate(updates, space="product", reference=reference, scaling=2.0)
+    whole = aggregate(wholes, space="product", reference=reference, scaling=2.0, whole=True)
+    torch.testing.assert_close(whole.weights, differences.weights, atol=1e-9, rtol=0)
+    stacked = aggregate(wholes, space="product", reference=reference, scaling=2.0, whole=True, combine="stacked")
+    exact = aggregate(updates, space="product", reference=reference, scaling=2.0, combine="stacked")
+    torch.testing.assert_close(product(stacked.value), product(exact.value))
+    torch.testing.assert_close(stacked.value[HEAD], exact.value[HEAD])
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7, 20])
+def test_recompression_is_the_best_of_its_rank_and_reports_what_it_lost(rank: int) -> None:
+    updates = [adapter(seed) for seed in range(4)]
+    exact = product(aggregate(updates, space="product", combine="stacked").value)
+    result = aggregate(updates, space="product", combine="recompressed", rank=rank)
+    assert result.value[A].shape == (rank, 11)
+    assert result.value[B].shape == (7, rank)
+    u, singular, v = torch.linalg.svd(exact, full_matrices=False)
+    best = u[:, :rank] * singular[:rank] @ v[:rank]
+    torch.testing.assert_close(product(result.value), best)
+    lost = float((exact - best).square().sum() / exact.square().sum())
+    assert result.discarded == pytest.approx(lost, abs=1e-12)
+
+
+def test_recompression_keeps_the_rank_of_the_updates_by_default() -> None:
+    updates = [adapter(seed, rank) for seed, rank in enumerate((2, 4, 3))]
+    result = aggregate(updates, space="product", combine="recompressed")
+    assert result.value[A].shape == (4, 11)
+
+
+def test_the_product_of_summed_factors_is_not_the_sum_of_products() -> None:
+    updates = [adapter(seed) for seed in range(4)]
+    exact = aggregate(updates, space="product", rule=mean, combine="stacked")
+    factors = aggregate(updates, space="product", rule=mean)
+    assert exact.weights.tolist() == factors.weights.tolist()
+    error = torch.linalg.matrix_norm(product(factors.value) - product(exact.value))
+    assert float(error / torch.linalg.matrix_norm(product(exact.value))) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"space": "factors", "combine": "stacked"}, "space='product'"),
+        ({"combine": "sum"}, "combine must be one of"),
+        ({"combine": "recompressed", "rank": 0}, "rank must be a positive"),
+        ({"combine": "recompressed", "rank": 2.5}, "rank must be a positive"),
+        ({"combine": "stacked", "reference": adapter(0)}, "whole=True"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    updates = [adapter(seed, rank) for seed, rank in enumerate((2, 4, 3))]
+    with pytest.raises(UpdateError, match=message):
+        aggregate(updates, **{"space": "product", **options})
+
+
+def test_a_client_whose_own_factors_do_not_fit_is_named() -> None:
+    updates = [adapter(seed) for seed in range(3)]
+    updates[1][B] = torch.ones(7, 2, dtype=torch.float64)
+    with pytest.raises(UpdateError, match="client 1"):
+        aggregate(updates, space="product", combine="stacked")
