@@ -15,10 +15,12 @@ state or the new one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +41,7 @@ from fedeat.updates import Adapter
 
 _STATE = "state.json"
 _TENSORS = "adapter_model.safetensors"
+_ROUND = re.compile(r"round-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,24 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         """Takes the directory.
 
+        Args:
+            path: made where it does not exist.
+
         Raises:
-            RecordError: another process holds it.
+            RecordError: another process holds it, or it cannot be made or written.
         """
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         self._lock = FileLock(path / ".lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RecordError(
                 f"{path} is in use by another process. Wait for it, or choose another directory."
+            ) from None
+        except OSError as error:
+            raise RecordError(
+                f"{path} cannot be written: {error.strerror}. Expected a directory of yours; choose another."
             ) from None
 
     def __enter__(self) -> Self:
@@ -103,9 +114,14 @@ class RunDirectory:
         """Writes the configuration of a fresh run.
 
         Raises:
-            RecordError: the directory holds a run of another configuration.
+            RecordError: the directory holds a run of another configuration, or checkpoints of an unknown one.
         """
-        if self.config_file.is_file() and self.config_file.read_text() != config_toml:
+        if not self.config_file.is_file() and self._checkpoints():
+            raise RecordError(
+                f"{self.path} holds checkpoints but no config.toml to say of what. Choose another directory, or put "
+                "the file back."
+            )
+        if self.config_file.is_file() and self.config_file.read_text(encoding="utf-8") != config_toml:
             raise RecordError(
                 f"{self.path} holds a run of another configuration. Choose another directory, remove this one, or go "
                 f"on with the run it holds: fedeat run --resume {self.path}"
@@ -140,17 +156,19 @@ class RunDirectory:
             "next_round": finished_round + 1,
             "metrics_bytes": _size(self.path / "metrics.jsonl"),
             "timings_bytes": _size(self.path / "timings.jsonl"),
+            "sha256": _digest(fresh / _TENSORS),
         }
         write_text(fresh / _STATE, json.dumps(state))
         for file in fresh.iterdir():
             _sync(file)
+        _sync(fresh)
         target = parent / f"round-{finished_round:04d}"
         shutil.rmtree(target, ignore_errors=True)
         fresh.replace(target)
         _sync(parent)
         if keep is not None:
             for old in self._checkpoints()[:-keep]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # what is left of it goes after the next round
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest state, None where no round was finished yet.
@@ -161,47 +179,105 @@ class RunDirectory:
         found = self._checkpoints()
         if not found:
             return None
+        newest = found[-1]
         try:
-            state = json.loads((found[-1] / _STATE).read_text())
-            tensors = load_file(found[-1] / _TENSORS)
-        except Exception as error:  # safetensors raises its own types
+            state = json.loads((newest / _STATE).read_text(encoding="utf-8"))
+            if state["sha256"] != _digest(newest / _TENSORS):
+                raise ValueError(f"{_TENSORS} is not the file that was written")
+            tensors = load_file(newest / _TENSORS)
+            return Checkpoint(state["next_round"], tensors, state["metrics_bytes"], state["timings_bytes"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RecordError(
-                f"checkpoint {found[-1]} cannot be read: {error}. Remove that directory to go on from the one before."
+                f"checkpoint {newest} cannot be read: {type(error).__name__}: {error}. Remove that directory to go on "
+                "from the one before."
             ) from None
-        return Checkpoint(state["next_round"], tensors, state["metrics_bytes"], state["timings_bytes"])
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
-        """Cuts the records of an unfinished round off; all of them where no round was finished."""
+        """Cuts the records of an unfinished round off; all of them where no round was finished.
+
+        Raises:
+            RecordError: the records are shorter than the checkpoint says.
+        """
         lengths = (0, 0) if checkpoint is None else (checkpoint.metrics_bytes, checkpoint.timings_bytes)
         for name, length in zip(("metrics.jsonl", "timings.jsonl"), lengths, strict=True):
-            if (self.path / name).exists():
-                os.truncate(self.path / name, length)
+            file = self.path / name
+            if _size(file) < length:
+                raise RecordError(
+                    f"{file} has {_size(file)} bytes, its newest checkpoint was written at {length}: lines are "
+                    "missing. Put the file back, or start anew in another directory."
+                )
+            if file.exists():
+                os.truncate(file, length)
+
+    def threads_before(self) -> int:
+        """Threads that the run was started with, 0 where that is not known: other sums, in another order, differ."""
+        try:
+            threads = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["threads"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return threads if isinstance(threads, int) else 0
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(
-            (self.path / "checkpoints").glob("round-*"), key=lambda path: int(path.name.removeprefix("round-"))
-        )
+        """Whole checkpoints, oldest first."""
+        parent = self.path / "checkpoints"
+        rounds = {} if not parent.is_dir() else {path: _ROUND.fullmatch(path.name) for path in parent.iterdir()}
+        found = [(int(match[1]), path) for path, match in rounds.items() if match is not None]
+        return [path for _, path in sorted(found)]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """The finished evaluation of a run directory, None while there is none."""
+    """The finished evaluation of a run directory, None while there is none.
+
+    Raises:
+        RecordError: the file is there and holds something else.
+    """
     file = path / "evaluation.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found["rows"], list):
+            return dict(found)
+        problem = '"rows" is not a list'
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise RecordError(f"{file} is not a finished evaluation: {problem}. Remove it to evaluate once more.")
 
 
 def environment(threads: int) -> dict[str, Any]:
     """Versions, processor, threads and command of this process."""
     packages = ("torch", "transformers", "peft", "numpy")
     return {
-        "fedeat": metadata.version("fedeat"),
+        "fedeat": _version("fedeat"),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+        **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": _processor(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": threads,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, where they do not exist.
+
+    Raises:
+        RecordError: something else has its name, or it may not be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RecordError(f"{path} is, or lies in, a file. Expected a directory; choose another place.") from None
+    except OSError as error:
+        raise RecordError(f"directory {path} cannot be made: {error.strerror}. Choose another place.") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -236,6 +312,11 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
