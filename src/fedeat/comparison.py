@@ -5,24 +5,22 @@ A cell that is finished is not run again, so a comparison that was killed goes o
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
-import queue
+import tomllib
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-
 from fedeat import evaluation, experiment, records
 from fedeat.config import Config, to_toml, with_values
-from fedeat.errors import FedeatError, RecordError
+from fedeat.errors import ConfigError, FedeatError, RecordError
+from fedeat.side_by_side import Job, Tell, run_jobs
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "fedavg": {"perturbation.kind": "none", "aggregation.rule": "mean"},
-    "eat": {"aggregation.rule": "mean"},
+    "fedavg": {"perturbation.kind": "none", "aggregation.rule": "mean", "aggregation.byzantine": None},
+    "eat": {"aggregation.rule": "mean", "aggregation.byzantine": None},
     "gm": {"perturbation.kind": "none"},
     "fedeat": {},
 }
@@ -30,7 +28,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 CellProgress: TypeAlias = Callable[[str, str, int, int], None]
 """Called with a cell's name, what it is doing, how much is done, and of how much; first once with "", "planned", 0 and
-the number of cells."""
+the number of cells; a cell's last words are "finished" or "failed"."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +44,46 @@ class Cell:
     config: Config
 
 
-def cells(config: Config, *, threads: int) -> list[Cell]:
+def cells(config: Config) -> list[Cell]:
     """The grid of a comparison, methods fastest.
 
     Args:
         config: what all cells share, with its `[compare]` table.
-        threads: of each cell.
 
     Raises:
-        ConfigError: a variant's keys make no valid configuration.
+        ConfigError: a cell's keys make no valid configuration, or the shared ones do not describe FedEAT.
     """
     section = config.compare
     conditions = [("none", 0.0)] if 0.0 in section.fractions else []
     conditions += [(attack, f) for attack in section.attacks for f in section.fractions if f > 0 and attack != "none"]
+    problems = _not_fedeat(config)
     grid = []
     for seed in section.seeds:
         for attack, fraction in conditions:
             for method in section.methods:
                 changes = {**METHODS, **section.variants}[method]
-                common = {"method": method, "seed": seed, "threads": threads, "compare": {}}
+                common = {"method": method, "seed": seed, "compare": {}}
                 under = {"attack.kind": attack, "attack.fraction": fraction}
                 name = f"{method}-{attack}-{fraction:g}-seed{seed}"
-                grid.append(Cell(name, with_values(config, {**common, **under, **changes})))
+                try:
+                    grid.append(Cell(name, with_values(config, {**common, **under, **changes})))
+                except ConfigError as error:
+                    problems += [f"{method}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), source="the comparison")
     return grid
+
+
+def _not_fedeat(config: Config) -> list[str]:
+    """What a method's name would promise and the shared keys would not keep."""
+    problems = []
+    methods = config.compare.methods
+    for method in methods:
+        if method in ("eat", "fedeat") and config.perturbation.kind == "none":
+            problems.append(f'{method} trains on perturbations, but perturbation.kind is "none". Set it to "pgd".')
+        if method in ("gm", "fedeat") and config.aggregation.rule == "mean":
+            problems.append(f'{method} needs a robust rule, but aggregation.rule is "mean". Set "geometric_median".')
+    return problems
 
 
 def compare(config: Config, directory: Path, *, progress: CellProgress | None = None) -> list[evaluation.Row]:
@@ -83,32 +98,40 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
         The rows of all cells, and of the base model where `compare.base` asks for it.
 
     Raises:
-        RecordError: the directory holds another comparison.
+        ConfigError: as `cells`.
+        RecordError: the directory holds another comparison, or another process is at it.
         FedeatError: cells failed; names each with its reason, after all others have finished.
     """
+    grid = cells(config)
     processes = config.compare.processes
-    threads = config.threads or max(1, (os.cpu_count() or 1) // processes)
-    grid = cells(config, threads=threads)
+    threads = config.threads or max(1, _cores() // processes)
     tell: CellProgress = progress or (lambda cell, stage, done, total: None)
-    directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory, to_toml(config))
-    records.write_json(directory / "environment.json", records.environment(threads))
-    jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
-    tell("", "planned", 0, len(jobs))
-    finished: dict[str, list[evaluation.Row]] = {}
-    for cell in jobs:
-        done = records.read_evaluation(directory / "runs" / cell.name)
-        if done is not None:
-            finished[cell.name] = done["rows"]
-            tell(cell.name, "finished", 1, 1)
-    failures: dict[str, str] = {}
-    waiting = [cell for cell in jobs if cell.name not in finished]
-    if waiting:
-        _run_side_by_side(waiting, directory, processes, threads, tell, finished, failures)
-    rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
-    records.write_json(directory / "results.json", rows)
+    with records.RunDirectory(directory):
+        _claim(directory, config)
+        records.write_json(directory / "environment.json", records.environment(threads))
+        jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
+        tell("", "planned", 0, len(jobs))
+        finished: dict[str, list[evaluation.Row]] = {}
+        waiting: dict[str, Job[list[evaluation.Row]]] = {}
+        for cell in jobs:
+            place = directory / "runs" / cell.name
+            done = records.read_evaluation(place)
+            if done is not None:
+                finished[cell.name] = done["rows"]
+                tell(cell.name, "finished", 1, 1)
+            else:
+                waiting[cell.name] = functools.partial(_run_cell, cell, place)
+        failures: dict[str, str] = {}
+        for name, outcome in run_jobs(waiting, processes=processes, threads=threads, tell=tell):
+            if outcome.value is not None:
+                finished[name] = outcome.value
+            else:
+                failures[name] = outcome.failure
+            tell(name, "failed" if name in failures else "finished", 1, 1)
+        rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
+        records.write_json(directory / "results.json", rows)
     if failures:
-        listing = "".join(f"\n  - {name}: {reason}" for name, reason in failures.items())
+        listing = "".join(f"\n  - {cell.name}: {failures[cell.name]}" for cell in jobs if cell.name in failures)
         raise FedeatError(
             f"{len(failures)} of {len(jobs)} cells failed; the others are in {directory / 'results.json'}. "
             f"Run the same command again to try them once more.{listing}"
@@ -116,71 +139,31 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
     return rows
 
 
-def _claim(directory: Path, config_toml: str) -> None:
+def _claim(directory: Path, config: Config) -> None:
     file = directory / "config.toml"
-    if file.is_file() and file.read_text() != config_toml:
-        raise RecordError(
-            f"{directory} holds another comparison, or a run. Choose another directory, or remove this one."
-        )
-    records.write_text(file, config_toml)
-
-
-def _run_side_by_side(
-    waiting: list[Cell],
-    directory: Path,
-    processes: int,
-    threads: int,
-    tell: CellProgress,
-    finished: dict[str, list[evaluation.Row]],
-    failures: dict[str, str],
-) -> None:
-    # Fresh interpreters: a fork would copy torch's thread pools in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    with ProcessPoolExecutor(
-        min(processes, len(waiting)), mp_context=context, initializer=_start_process, initargs=(events, threads)
-    ) as pool:
-        running: dict[Future[list[evaluation.Row]], Cell] = {
-            pool.submit(_run_cell, cell, directory / "runs" / cell.name): cell for cell in waiting
-        }
+    text = to_toml(config)
+    if file.is_file():
         try:
-            while running:
-                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _drain(events, tell)
-                for future in done:
-                    cell = running.pop(future)
-                    error = future.exception()
-                    if error is None:
-                        finished[cell.name] = future.result()
-                    else:
-                        failures[cell.name] = " ".join(str(error).split()) or type(error).__name__
-                    tell(cell.name, "finished" if error is None else "failed", 1, 1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            before = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            before = {}
+        if _what_is_compared(before) != _what_is_compared(tomllib.loads(text)):
+            raise RecordError(
+                f"{directory} holds another comparison, or a run. Choose another directory, or remove this one."
+            )
+    records.write_text(file, text)
 
 
-def _drain(events: Any, tell: CellProgress) -> None:
-    while True:
-        try:
-            tell(*events.get_nowait())
-        except queue.Empty:
-            return
+def _what_is_compared(raw: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration without what may change between two commands: how many cells run at once."""
+    return {**raw, "compare": {key: value for key, value in raw.get("compare", {}).items() if key != "processes"}}
 
 
-_events: Any = None  # of a cell's process, set once when it starts
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_process(events: Any, threads: int) -> None:
-    global _events
-    _events = events
-    torch.set_num_threads(threads)
-
-
-def _run_cell(cell: Cell, directory: Path) -> list[evaluation.Row]:
-    def progress(stage: str, done: int, total: int) -> None:
-        _events.put((cell.name, stage, done, total))
-
+def _run_cell(cell: Cell, directory: Path, tell: Tell) -> list[evaluation.Row]:
     if cell.name == "base":
-        return experiment.evaluate_base(cell.config, directory, progress=progress)
-    return experiment.run(cell.config, directory, progress=progress)
+        return experiment.evaluate_base(cell.config, directory, progress=tell)
+    return experiment.run(cell.config, directory, progress=tell)

@@ -125,7 +125,19 @@ def parse(raw: Mapping[str, Any], *, source: str = "configuration") -> Config:
     found = [*problems.values(), *(text for text in contradictions(config) if text.partition(" ")[0] not in noted)]
     if found:
         raise ConfigError(found, source=source)
-    return config
+    return config if config.method else config.model_copy(update={"method": _method(config)})
+
+
+def _method(config: Config) -> str:
+    """The paper's name for what a configuration does, or the parts it is made of."""
+    kind, rule = config.perturbation.kind, config.aggregation.rule
+    names = {
+        (True, "mean"): "fedavg",
+        (False, "mean"): "eat",
+        (True, "geometric_median"): "gm",
+        (False, "geometric_median"): "fedeat",
+    }
+    return names.get((kind == "none", rule), rule if kind == "none" else f"{kind}+{rule}")
 
 
 def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ without a traceback and exits with code 2.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -52,3 +53,27 @@ class UpdateError(FedeatError, ValueError):
 
 class QuorumError(FedeatError):
     """Fewer usable client updates in a round than the quorum asks for."""
+
+
+_REMEDIES = {
+    FileNotFoundError: "Check the path.",
+    PermissionError: "Choose a place that you may use, or change its permissions.",
+    IsADirectoryError: "Expected a file; check the path.",
+    NotADirectoryError: "Expected a directory; a file is in its place.",
+    FileExistsError: "Something else has this name; choose another.",
+}
+
+
+def explanation(error: BaseException) -> str | None:
+    """One message for what can go wrong on any machine: files, memory, disk. None for anything else, a defect."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return (
+            f"out of memory: {text[:300] or 'no more can be had'}. Lower client.batch_size, evaluation.batch_size or "
+            "data.max_length, set model.gradient_checkpointing = true, or load the base as bfloat16 (model.dtype)."
+        )
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = "Free some space." if error.errno == errno.ENOSPC else "Check the disk and the path."
+        return f"{place}{error.strerror or text or type(error).__name__}. {_REMEDIES.get(type(error), remedy)}"
+    return None

@@ -200,7 +200,7 @@ class Config(Section):
     """Everything that decides a run's result."""
 
     task: Literal["causal-lm", "sequence-classification"] = Field("causal-lm", description="what the model is for")
-    method: str = Field("fedeat", description="a label for tables; it decides nothing")
+    method: str = Field("", description="a label for tables; told by perturbation and rule where it is not set")
     seed: int = Field(0, ge=0, description="of everything random")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0 is torch's choice")
     model: ModelSection
