@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedeat import seeding
 from fedeat.data import Batch, Encoded
+from fedeat.errors import DataError
 from fedeat.model import AdaptedModel
 from fedeat.objective import sample_sum
 from fedeat.perturbation import Norm, Perturb, pgd, random
@@ -90,11 +91,16 @@ def calibrate(
         batch_size: >= 1, examples a forward pass.
         seed: of the random perturbations.
         progress: told batches done, and of how many.
+
+    Raises:
+        DataError: no example has an answer or a label to be right about.
     """
     unit = model.embedding_unit(norm)
     order = sorted(encoded, key=lambda item: len(item.input_ids))
     batches = [model.collate(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     targets = torch.cat([batch.targets for batch in batches]).tolist()
+    if not targets:
+        raise DataError("nothing to calibrate on: no example has an answer. Give training data with answers.")
     chance = Counter(targets).most_common(1)[0][1] / len(targets)
     total = len(batches) * (1 + len(radii))
     clean = _Tally()

@@ -5,31 +5,24 @@ Heavy imports wait until a command runs, so that help is quick.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from fedeat.errors import FedeatError
+from fedeat import terminal
+from fedeat.errors import FedeatError, explanation
 
 if TYPE_CHECKING:
-    from fedeat.experiment import Progress as Tell
+    from collections.abc import Sequence
+
+    from fedeat.evaluation import Row
 
 app = typer.Typer(
     name="fedeat",
@@ -43,10 +36,9 @@ app = typer.Typer(
 Clients train LoRA adapters on worst-case perturbations of the input embeddings; the server takes the geometric median
 of their updates. One run: `fedeat run`. The paper's ablation: `fedeat compare`. To see it work at once: `fedeat demo`.
 """,
-    epilog="Exit codes: 0 done; 2 something given was wrong, the message says what; 130 stopped with Ctrl-C.",
+    epilog="Exit codes: 0 done; 1 a defect of fedeat; 2 something given was wrong, the message says what; 130 stopped "
+    "with Ctrl-C.",
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="The configuration; docs/configuration.md lists its keys.")
@@ -83,7 +75,7 @@ def run(
         raise FedeatError("give either CONFIG.toml or --resume DIR. Example: fedeat run my.toml")
     if resume is not None and (set_ or output):
         raise FedeatError("--resume goes on with the configuration in its directory: --set and --out do not apply.")
-    with _bars() as tell:
+    with terminal.stage_bars() as tell:
         if resume is not None:
             directory = resume
             rows = experiment.resume(resume, progress=tell)
@@ -92,8 +84,8 @@ def run(
             directory = output or Path("runs") / config_file.stem
             rows = experiment.run(config.load(config_file, set_ or ()), directory, progress=tell)
     page = report.write_report(directory)
-    report.print_tables(rows, out)
-    _where({"adapter": directory / "adapter", "report": page, "run directory": directory})
+    _show(rows)
+    terminal.show_places({"adapter": directory / "adapter", "report": page, "run directory": directory})
 
 
 @app.command()
@@ -115,11 +107,15 @@ def compare(
 
     directory = output or Path("runs") / config_file.stem
     settings = config.load(config_file, set_ or ())
-    with _grid_bars() as tell:
-        rows = comparison.compare(settings, directory, progress=tell)
+    try:
+        with terminal.grid_bars() as tell:
+            rows = comparison.compare(settings, directory, progress=tell)
+    except comparison.CellsFailed:
+        report.write_report(directory)  # of the cells that finished
+        raise
     page = report.write_report(directory)
-    report.print_tables(rows, out)
-    _where({"results": directory / "results.json", "report": page, "adapters": directory / "runs"})
+    _show(rows)
+    terminal.show_places({"results": directory / "results.json", "report": page, "adapters": directory / "runs"})
 
 
 @app.command()
@@ -152,7 +148,7 @@ def evaluate(
 
     Example: `fedeat evaluate --model M --adapter runs/my/adapter --data advglue.json --data sst2_dev.jsonl`
     """
-    from fedeat import evaluation, experiment, records, report
+    from fedeat import evaluation, inputs, records
     from fedeat.config import Source
     from fedeat.model import ModelSource, load_model
 
@@ -160,14 +156,10 @@ def evaluate(
     _choice("--template", template, ("auto", "alpaca", "chat", "plain"))
     _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
-    sets = experiment.evaluation_sets(sources)
+    sets = inputs.evaluation_sets(sources)
     network = load_model(ModelSource(model, dtype=dtype, template=template), lora=None, adapter=adapter)
-    if network.kind == "sequence-classification":
-        sets = [evaluation.only(entry, network.heads) for entry in sets]
-    for entry in sets:
-        for note in entry.notes:
-            err.print(f"[yellow]note:[/yellow] {entry.source}: {note}")
-    with _bars() as tell:
+    sets = inputs.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
+    with terminal.stage_bars() as tell:
         rows, predictions = evaluation.evaluate(
             network,
             sets,
@@ -176,16 +168,17 @@ def evaluate(
             progress=lambda done, total: tell("evaluate", done, total),
         )
     named = {
-        "method": "base" if adapter is None else adapter.resolve().parent.name,
+        "method": "base" if adapter is None else _adapter_name(adapter),
         "attack": "none",
         "byzantine_fraction": 0.0,
         "seed": 0,
     }
     rows = [{**named, **row} for row in rows]
-    report.print_tables(rows, out)
+    _show(rows)
     if output is not None:
+        records.make_directory(output.resolve().parent)
         records.write_json(output, {"rows": rows, "predictions": predictions})
-        _where({"rows and predictions": output})
+        terminal.show_places({"rows and predictions": output})
 
 
 @app.command()
@@ -220,7 +213,7 @@ def calibrate(
     source = experiment.model_source(settings, pool)
     network = load_model(source, lora=None, adapter=adapter, seed=settings.seed)
     network.check_embeddings()
-    with _bars() as tell:
+    with terminal.stage_bars() as tell:
         found = calibration.calibrate(
             network,
             [network.encode(pool[i]) for i in order[:examples]],
@@ -231,12 +224,12 @@ def calibrate(
             seed=settings.seed,
             progress=tell,
         )
-    output.mkdir(parents=True, exist_ok=True)
+    records.make_directory(output)
     records.write_json(output / "calibration.json", found.record())
-    points = found.record()["points"]
-    report.calibration_figure(points, found.recommended).savefig(output / "calibration.png", dpi=150)  # type: ignore[arg-type]
-    _print_calibration(found)
-    _where({"figures": output / "calibration.json", "plot": output / "calibration.png"})
+    points = [dataclasses.asdict(point) for point in found.points]
+    report.calibration_figure(points, found.recommended).savefig(output / "calibration.png", dpi=150)
+    terminal.show_calibration(found)
+    terminal.show_places({"figures": output / "calibration.json", "plot": output / "calibration.png"})
 
 
 @app.command("report")
@@ -261,7 +254,7 @@ def report_(
         raise FedeatError("several directories need --out DIR, the place of their common page.")
     else:
         page = report.write_report_for(directories, output)
-    _where({"report": page})
+    terminal.show_places({"report": page})
 
 
 @app.command()
@@ -280,102 +273,64 @@ def demo(
     from fedeat import demo as embedded
 
     settings = embedded.configuration(output)
-    with _grid_bars() as tell:
+    with terminal.grid_bars() as tell:
         rows = comparison.compare(settings, output, progress=tell)
     page = report.write_report(output)
-    report.print_tables(rows, out)
-    _where({"results": output / "results.json", "report": page, "adapters": output / "runs"})
+    _show(rows)
+    terminal.show_places({"results": output / "results.json", "report": page, "adapters": output / "runs"})
 
 
 def main() -> None:
-    """Entry point: prints what went wrong in one message and exits with 2, without a traceback."""
+    """Entry point: prints what went wrong in one message, without a traceback, and exits with the code for it."""
     _quieten()
     try:
-        app()
+        with terminal.notes():
+            app()
     except FedeatError as error:
-        err.print(f"[bold red]error:[/bold red] {_escape(str(error))}", highlight=False)
+        terminal.show_error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("stopped. The same command goes on after the last finished round.")
-        sys.exit(130)
-
-
-@contextlib.contextmanager
-def _bars() -> Iterator[Tell]:
-    with _progress() as progress:
-        shown: dict[str, TaskID] = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = progress.add_task(_STAGES.get(stage, stage), total=total)
-            progress.update(shown[stage], completed=done, total=total)
-
-        yield tell
-
-
-@contextlib.contextmanager
-def _grid_bars() -> Iterator[Any]:
-    with _progress() as progress:
-        overall = progress.add_task("runs finished", total=None)
-        shown: dict[str, TaskID] = {}
-        finished: set[str] = set()
-
-        def tell(cell: str, stage: str, done: int, total: int) -> None:
-            if stage in ("finished", "failed"):
-                finished.add(cell)
-                if cell in shown:
-                    progress.remove_task(shown.pop(cell))
-                progress.update(overall, completed=len(finished))
-            elif stage == "planned":
-                progress.update(overall, total=total)
-            elif cell not in finished:
-                if cell not in shown:
-                    shown[cell] = progress.add_task(cell, total=total)
-                progress.update(
-                    shown[cell], description=f"{cell}: {_STAGES.get(stage, stage)}", completed=done, total=total
-                )
-
-        yield tell
-
-
-_STAGES = {"train": "training clients", "evaluate": "answering texts", "calibrate": "attacking batches"}
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
-    )
-
-
-def _where(places: dict[str, Path]) -> None:
-    width = max(map(len, places))
-    for name, path in places.items():
-        out.print(f"[bold]{name:>{width}}[/bold]  {_escape(str(path))}", highlight=False)
-
-
-def _print_calibration(found: Any) -> None:
-    from rich.table import Table
-
-    table = Table("radius", "clean loss", "adversarial loss", "random loss", "accuracy", "adversarial accuracy")
-    for point in found.points:
-        mark = " *" if point.radius == found.recommended else ""
-        losses = (point.clean_loss, point.adversarial_loss, point.random_loss)
-        table.add_row(
-            f"{point.radius:g}{mark}",
-            *(f"{loss:.3f}" for loss in losses),
-            f"{100 * point.accuracy:.1f} %",
-            f"{100 * point.adversarial_accuracy:.1f} %",
+        _stopped()
+    except SystemExit as leaving:
+        if leaving.code == _STOPPED:  # typer turns Ctrl-C into this, and says nothing
+            _stopped()
+        raise
+    except Exception as error:
+        known = explanation(error)
+        if known is not None:
+            terminal.show_error(known)
+            sys.exit(2)
+        if os.environ.get("FEDEAT_TRACEBACK"):
+            raise
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        terminal.show_error(
+            f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno}). This is a defect of "
+            "fedeat, not of what you gave it. Please report it, with what FEDEAT_TRACEBACK=1 in front shows."
         )
-    out.print(table)
-    if found.recommended is None:
-        out.print("No radius of the grid leaves half of the accuracy above chance. Try smaller ones with --radii.")
+        sys.exit(1)
+
+
+_STOPPED = 130
+
+
+def _stopped() -> None:
+    terminal.err.print("stopped. A run or a comparison goes on where it was when the same command is given again.")
+    sys.exit(_STOPPED)
+
+
+def _show(rows: Sequence[Row]) -> None:
+    from fedeat import report
+
+    if rows:
+        report.print_tables(rows, terminal.out)
     else:
-        out.print(f"recommended: perturbation.radius = {found.recommended:g} (*), from {found.examples} examples")
+        terminal.out.print("Nothing was evaluated: evaluation.data is empty.")
+
+
+def _adapter_name(adapter: Path) -> str:
+    """What a table calls an adapter: its directory, or the run's where that is only called adapter."""
+    path = adapter.resolve()
+    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _radii(text: str) -> tuple[float, ...]:
@@ -391,12 +346,6 @@ def _radii(text: str) -> tuple[float, ...]:
 def _choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise FedeatError(f"{option} {value}: expected one of {', '.join(allowed)}.")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _quieten() -> None:

@@ -31,6 +31,10 @@ CellProgress: TypeAlias = Callable[[str, str, int, int], None]
 the number of cells; a cell's last words are "finished" or "failed"."""
 
 
+class CellsFailed(FedeatError):
+    """Some cells of a comparison failed; the others have finished, and their rows are written."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison.
@@ -100,7 +104,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
     Raises:
         ConfigError: as `cells`.
         RecordError: the directory holds another comparison, or another process is at it.
-        FedeatError: cells failed; names each with its reason, after all others have finished.
+        CellsFailed: names each cell that failed with its reason, after all others have finished.
     """
     grid = cells(config)
     processes = config.compare.processes
@@ -132,7 +136,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
         records.write_json(directory / "results.json", rows)
     if failures:
         listing = "".join(f"\n  - {cell.name}: {failures[cell.name]}" for cell in jobs if cell.name in failures)
-        raise FedeatError(
+        raise CellsFailed(
             f"{len(failures)} of {len(jobs)} cells failed; the others are in {directory / 'results.json'}. "
             f"Run the same command again to try them once more.{listing}"
         )

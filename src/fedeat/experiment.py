@@ -100,6 +100,7 @@ def run(config: Config, directory: Path, *, progress: Progress = silent) -> list
         home.start(to_toml(config))
         finished = records.read_evaluation(directory)
         if finished is not None:
+            _log.info("%s was finished before; nothing is run again.", directory)
             return list(finished["rows"])
         checkpoint = home.newest_checkpoint()
         with _threads(config.threads or (home.threads_before() if checkpoint is not None else 0)):
@@ -128,8 +129,12 @@ def resume(directory: Path, *, progress: Progress = silent) -> list[evaluation.R
         raise RecordError(f"{directory} holds no run: it has no config.toml. Expected the directory of an earlier run.")
     if (directory / "results.json").exists():
         raise RecordError(f"{directory} holds a comparison. It goes on with the command that began it: fedeat compare.")
-    finished = records.read_evaluation(directory)  # even where its data is no longer there
-    return list(finished["rows"]) if finished is not None else run(load(file), directory, progress=progress)
+    finished = records.read_evaluation(directory)
+    if finished is None:
+        return run(load(file), directory, progress=progress)
+    # Before the configuration is checked: its data may no longer be there, and is not needed.
+    _log.info("%s was finished before; nothing is run again.", directory)
+    return list(finished["rows"])
 
 
 def evaluate_base(config: Config, directory: Path, *, progress: Progress = silent) -> list[evaluation.Row]:

@@ -1,0 +1,144 @@
+"""What a person at a terminal sees: progress bars, notes, where things are. Results on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedeat.calibration import Calibration
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+_STAGES = {"train": "training clients", "evaluate": "answering texts", "calibrate": "attacking batches"}
+_TRAINING_SHARE = 0.9  # of a run's time, about; evaluation is the rest
+
+
+@contextlib.contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars for one run, one a stage; yields what is told (stage, done, total)."""
+    with _progress() as progress:
+        shown: dict[str, TaskID] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = progress.add_task(_STAGES.get(stage, stage), total=total, count="")
+            progress.update(shown[stage], completed=done, total=total, count=f"{done}/{total}")
+
+        yield tell
+
+
+@contextlib.contextmanager
+def grid_bars() -> Iterator[Callable[[str, str, int, int], None]]:
+    """Bars for a comparison: the runs finished with the time left, and each run that is under way.
+
+    Yields what is told (cell, stage, done, total), as `fedeat.comparison.CellProgress`.
+    """
+    with _progress() as progress:
+        overall = progress.add_task("runs finished", total=None, count="")
+        shown: dict[str, TaskID] = {}
+        share: dict[str, float] = {}
+        before: set[str] = set()
+        planned = 0
+
+        def tell(cell: str, stage: str, done: int, total: int) -> None:
+            nonlocal planned
+            if stage == "planned":
+                planned = total
+            elif stage in ("finished", "failed"):
+                if cell not in shown:
+                    before.add(cell)  # finished by an earlier command: it says nothing of the time left
+                else:
+                    progress.remove_task(shown.pop(cell))
+                    share[cell] = 1.0
+            else:
+                if cell not in shown:
+                    shown[cell] = progress.add_task(cell, total=total, count="")
+                progress.update(
+                    shown[cell],
+                    description=f"{cell}: {_STAGES.get(stage, stage)}",
+                    completed=done,
+                    total=total,
+                    count=f"{done}/{total}",
+                )
+                part = done / max(total, 1)
+                is_training = stage == "train"
+                share[cell] = _TRAINING_SHARE * part if is_training else 1 - (1 - _TRAINING_SHARE) * (1 - part)
+            ended = len(before) + len(share) - len(shown)
+            progress.update(
+                overall, completed=sum(share.values()), total=planned - len(before), count=f"{ended}/{planned}"
+            )
+
+        yield tell
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        speed_estimate_period=300,
+    )
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Shows what this package logs as notes on stderr, above any progress bar."""
+    log, handler = logging.getLogger("fedeat"), _Notes()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        err.print(f"[yellow]{kind}:[/yellow] {escape(record.getMessage())}", highlight=False)
+
+
+def show_error(message: str) -> None:
+    """One message on what went wrong."""
+    err.print(f"[bold red]error:[/bold red] {escape(message)}", highlight=False)
+
+
+def show_places(places: Mapping[str, Path]) -> None:
+    """Where things are, a line each."""
+    width = max(map(len, places))
+    for name, path in places.items():
+        out.print(f"[bold]{name:>{width}}[/bold]  {escape(str(path))}", highlight=False)
+
+
+def show_calibration(found: Calibration) -> None:
+    """The table of radii and the one recommended."""
+    table = Table("radius", "clean loss", "adversarial loss", "random loss", "accuracy", "adversarial accuracy")
+    for point in found.points:
+        mark = " *" if point.radius == found.recommended else ""
+        losses = (point.clean_loss, point.adversarial_loss, point.random_loss)
+        table.add_row(
+            f"{point.radius:g}{mark}",
+            *(f"{loss:.3f}" for loss in losses),
+            f"{100 * point.accuracy:.1f} %",
+            f"{100 * point.adversarial_accuracy:.1f} %",
+        )
+    out.print(table)
+    if found.recommended is None:
+        out.print("No radius of the grid leaves half of the accuracy above chance. Try smaller ones with --radii.")
+    else:
+        out.print(f"recommended: perturbation.radius = {found.recommended:g} (*), from {found.examples} examples")
