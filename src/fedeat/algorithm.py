@@ -7,10 +7,11 @@ this code with no perturbation and the mean; EAT-only, GM-only and FedEAT differ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,11 @@ class Batch(Protocol):
         """(B, T) int64, 1 at tokens."""
 
 
-class Model(Protocol):
+B = TypeVar("B", bound=Batch)
+B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
+
+
+class Model(Protocol[B_contra]):
     """What the algorithm asks of a model with an adapter; `fedeat.model.AdaptedModel` is one."""
 
     def adapter(self) -> dict[str, Tensor]:
@@ -54,10 +59,10 @@ class Model(Protocol):
     def adapter_parameters(self) -> Mapping[str, torch.nn.Parameter]:
         """The adapter's trainable parameters, the same names as `adapter`."""
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: B_contra) -> Tensor:
         """(B, T, H), the embeddings that the first layer sees."""
 
-    def supervised_logits(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
+    def supervised_logits(self, batch: B_contra, delta: Tensor | None = None) -> Tensor:
         """(N, V), logits of the supervised rows with `delta` (B, T, H) added to the embeddings."""
 
     def training(self) -> AbstractContextManager[None]:
@@ -91,9 +96,9 @@ class LocalTraining:
 
 
 def client_update(
-    model: Model,
+    model: Model[B],
     adapter: Adapter,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int], Iterable[B]],
     *,
     client_id: int,
     num_examples: int,
@@ -126,26 +131,21 @@ def client_update(
             delta = None
             if training.perturb is not None:  # lines 4-8: embed the prompt and raise the loss inside the ball
                 with model.attacking():
-                    delta = training.perturb(
-                        lambda d, batch=batch: _attacked_loss(model, batch, d),  # type: ignore[misc]
-                        model.embed(batch),
-                        batch.perturbable,
-                        generator,
-                    )
+                    attacked = functools.partial(_attacked_loss, model, batch)
+                    delta = training.perturb(attacked, model.embed(batch), batch.perturbable, generator)
                 lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
+            # Cleared before the step, so that what an interrupted step left behind does not leak into this one.
+            optimizer.zero_grad(set_to_none=True)
             with model.training():  # line 9: one step on the loss at the perturbed embeddings
-                loss = training.objective(
-                    lambda d, batch=batch: token_mean(model.supervised_logits(batch, d), batch.targets),  # type: ignore[misc]
-                    delta,
-                )
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = training.objective(functools.partial(_trained_loss, model, batch), delta)
+                torch.autograd.backward(loss)
             if training.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
             tokens += int(batch.attention_mask.sum())
             positions += batch.attention_mask.numel()
+    optimizer.zero_grad(set_to_none=True)
     delta_adapter = difference(model.adapter(), adapter)  # line 10: send the adapter, as an update
     metrics = {
         "loss": _mean(losses),
@@ -291,8 +291,12 @@ def server_round(
     )
 
 
-def _attacked_loss(model: Model, batch: Batch, delta: Tensor | None) -> Tensor:
+def _attacked_loss(model: Model[B], batch: B, delta: Tensor | None) -> Tensor:
     return sample_sum(model.supervised_logits(batch, delta), batch.targets, batch.samples)
+
+
+def _trained_loss(model: Model[B], batch: B, delta: Tensor | None) -> Tensor:
+    return token_mean(model.supervised_logits(batch, delta), batch.targets)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,25 +1,27 @@
-"""From files to batches: examples, prompt templates, tokenisation, collation.
+"""Examples and batches as values, and how examples are read: JSON, JSON lines, CSV, Parquet, or a hub data set.
 
-Instruction data becomes (prompt, answer) pairs whose answer tokens alone are supervised; a perturbation may act on
-the prompt's tokens alone (Alg. 1, lines 5-8). Classification data becomes one text or a pair of texts and a class.
+Instruction rows become (prompt, answer) pairs (Sec. 6.1); `evaluation.tasks` makes examples of GLUE rows. How an
+example becomes tokens is in `encoding`.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedeat.errors import DataError
 
-Row = Mapping[str, Any]
+Row: TypeAlias = Mapping[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 """File kinds that are read, each also gzipped as `.gz` except Parquet."""
@@ -97,8 +99,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def read_json(path: Path) -> Any:
@@ -107,32 +109,29 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: the file is missing, unreadable, or not JSON.
     """
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON: {error}. Is the file complete?") from None
+    return _parse(_read_text(path), str(path))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON list, JSON lines, CSV or Parquet file, the first three also gzipped.
 
     Raises:
-        DataError: the file is missing, of another kind, broken, empty, or holds rows that are not objects.
+        DataError: the file is missing, of another kind, broken or empty, or holds rows that are not objects or
+            texts that are not Unicode.
     """
-    kind = _kind(path)
-    if kind == ".parquet":
-        rows = _read_parquet(path)
-    elif kind == ".csv":
-        rows = list(csv.DictReader(_read_text(path).splitlines(keepends=True)))
-    elif kind == ".jsonl":
-        rows = list(_parse_lines(path, _read_text(path)))
-    else:
-        rows = _rows_of_json(path)
+    readers = {".json": _json_rows, ".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    rows = readers[_kind(path)](path)
     if not rows:
         raise DataError(f"{path} holds no rows. Expected at least one example.")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{path}, row {number}: expected an object with named fields, got {type(row).__name__}.")
+        for name, value in row.items():
+            if isinstance(value, str) and not _is_unicode(value):
+                raise DataError(
+                    f"{path}, row {number}: field {name!r} holds half of a surrogate pair (\\ud800 to \\udfff), which "
+                    "is no character. Remove it."
+                )
     return rows
 
 
@@ -159,68 +158,6 @@ def is_local(source: str) -> bool:
     return path.exists() or path.is_absolute() or source.startswith(".") or path.name.endswith((*SUFFIXES, ".gz"))
 
 
-def _kind(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return suffix
-    raise DataError(f"{path} is of a kind that is not read. Expected one of {', '.join(SUFFIXES)}, or these with .gz.")
-
-
-def _read_text(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"data file {path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, gzip.zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Is the file complete?") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8.") from None
-
-
-def _parse_lines(path: Path, text: str) -> Iterator[Any]:
-    # Not str.splitlines(): it also breaks at characters such as U+2028 that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not valid JSON: {error}. Is the file complete?") from None
-
-
-def _rows_of_json(path: Path) -> list[Any]:
-    text = _read_text(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        # Many data sets name JSON lines ".json".
-        if error.msg == "Extra data":
-            return list(_parse_lines(path, text))
-        raise DataError(f"{path} is not valid JSON: {error}. Is the file complete?") from None
-    if isinstance(value, list):
-        return value
-    if isinstance(value, dict):
-        for key in ("data", "rows", "examples", "train"):
-            if isinstance(value.get(key), list):
-                return list(value[key])
-        return [value]
-    raise DataError(f"{path} holds a JSON {type(value).__name__}. Expected a list of objects.")
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise DataError(f"data file {path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(f"{path} needs pyarrow to be read: pip install pyarrow.") from None
-    try:
-        return list(parquet.read_table(path).to_pylist())
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {error}.") from None
-
-
 # The names that public instruction sets use: Alpaca, Dolly, and plain pairs. The first that is present counts.
 INSTRUCTION_FIELDS = ("instruction", "prompt", "question", "query")
 INPUT_FIELDS = ("input", "context")
@@ -230,13 +167,16 @@ OUTPUT_FIELDS = ("output", "response", "answer", "completion")
 def instruction_examples(rows: Sequence[Row], *, source: str, column: str | None = None) -> list[Example]:
     """Instruction rows as examples: Alpaca's, Dolly's, or any with a prompt-like and an answer-like field.
 
+    A row whose prompt or answer is blank teaches nothing and is left out; `len(rows)` less the length of the result
+    says how many were.
+
     Args:
         rows: objects with one of `INSTRUCTION_FIELDS`, one of `OUTPUT_FIELDS` and perhaps one of `INPUT_FIELDS`.
         source: where the rows come from, for messages.
         column: field to keep as `Example.group`, None for none.
 
     Raises:
-        DataError: a row lacks a field it must have, or a field is not text; names the row.
+        DataError: a row lacks a field it must have, or a field is not text; names the row. Or all rows are blank.
     """
     examples = []
     for number, row in enumerate(rows, start=1):
@@ -244,7 +184,11 @@ def instruction_examples(rows: Sequence[Row], *, source: str, column: str | None
         answer = _text(row, OUTPUT_FIELDS, source, number)
         extra = next((str(row[name]) for name in INPUT_FIELDS if row.get(name)), "")
         group = None if column is None else _group(row, column, source, number)
-        examples.append(Example(f"{instruction}\n\n{extra}" if extra else instruction, answer, group=group))
+        prompt = "\n\n".join(part for part in (instruction, extra) if part.strip())
+        if prompt and answer.strip():
+            examples.append(Example(prompt, answer, group=group))
+    if rows and not examples:
+        raise DataError(f"{source}: every row has a blank prompt or a blank answer. Expected rows to learn from.")
     return examples
 
 
@@ -269,175 +213,111 @@ def _group(row: Row, column: str, source: str, number: int) -> str:
     return str(row[column])
 
 
-Template = Callable[[str], str]
-"""Prompt -> the text the model is shown, ending where the answer begins."""
-
-
-def alpaca_template(prompt: str) -> str:
-    """Stanford Alpaca's wording without an input field; a row's input follows its instruction after a blank line."""
-    return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        f"\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    for suffix in SUFFIXES:
+        if name.endswith(suffix) or (name.endswith(f"{suffix}.gz") and suffix != ".parquet"):
+            return suffix
+    raise DataError(
+        f"{path} is of a kind that is not read. Expected one of {', '.join(SUFFIXES)}, or the first three with .gz."
     )
 
 
-def plain_template(prompt: str) -> str:
-    """The prompt and a cue for the answer, for small models to which every token counts."""
-    return f"{prompt}\nAnswer:"
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a directory. Expected a data file; name one of the files in it.")
+    if not path.exists():
+        raise DataError(f"data file {path} does not exist. Check the path; a relative one starts at {Path.cwd()}.")
 
 
-def chat_template(tokenizer: Any) -> Template:
-    """The tokenizer's own chat template, one turn of the person and the model's turn opened.
-
-    Raises:
-        DataError: the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            'data.template = "chat" needs a tokenizer with a chat template; this one has none. Use "alpaca".'
-        )
-
-    def render(prompt: str) -> str:
-        turns = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    return render
+def _read_text(path: Path) -> str:
+    _require_file(path)
+    try:
+        data = path.read_bytes()
+        # A byte-order mark, which spreadsheet programs write, is no part of the text.
+        return (gzip.decompress(data) if path.name.lower().endswith(".gz") else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}. Is the file complete?") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. Convert it to UTF-8.") from None
 
 
-def template_named(name: str, tokenizer: Any) -> Template:
-    """Template called "alpaca", "plain", "chat", or "auto": chat where the tokenizer has a template, else Alpaca."""
-    if name == "auto":
-        name = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
-    return chat_template(tokenizer) if name == "chat" else {"alpaca": alpaca_template, "plain": plain_template}[name]
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(where, error) from None
 
 
-def encode_instruction(
-    tokenizer: Any, example: Example, *, template: Template, max_length: int, is_chat: bool = False
-) -> Encoded:
-    """Token ids of a prompt and its answer, the answer closed by the end-of-sequence token.
-
-    Too long an example loses prompt tokens first, from the middle of the prompt, so that the instruction's beginning
-    and the cue for the answer stay; only an answer that alone exceeds `max_length` is cut, at its end.
-
-    Args:
-        is_chat: the template writes the beginning-of-sequence token itself.
-    """
-    text = template(example.prompt)
-    prefix = tokenizer(text, add_special_tokens=not is_chat)["input_ids"]
-    if prefix and prefix[-1] == tokenizer.eos_token_id and not is_chat:
-        prefix = prefix[:-1]  # some tokenizers close every text
-    answer: list[int] = []
-    if example.answer:
-        # Tokenised apart, so that scoring compares answers behind one and the same prompt tokens.
-        joint = "" if text[-1:].isspace() else " "
-        answer = tokenizer(joint + example.answer, add_special_tokens=False)["input_ids"]
-        answer += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    cut = ""
-    if len(prefix) + len(answer) > max_length:
-        # At least one prompt token stays: the first answer token must be predicted from something.
-        room = max(max_length - len(answer), 1)
-        if len(prefix) > room:
-            prefix, cut = _cut_middle(prefix, room), "prompt"
-        if len(prefix) + len(answer) > max_length:
-            answer, cut = answer[: max_length - len(prefix)], "answer"
-    special = special_ids(tokenizer)
-    perturbable = [token not in special for token in prefix] + [False] * len(answer)
-    return Encoded((*prefix, *answer), tuple(perturbable), answer_start=len(prefix), cut=cut)
+def _not_json(where: str, error: Exception) -> DataError:
+    # Beside syntax errors: numbers of thousands of digits (ValueError), nesting without end (RecursionError).
+    return DataError(f"{where} is not valid JSON: {error}. Is the file complete?")
 
 
-def encode_texts(tokenizer: Any, example: Example, *, classes: range, max_length: int) -> Encoded:
-    """Token ids of one text or a pair of texts to be classified; the longer text is cut first.
-
-    Args:
-        classes: the head's rows that stand for this example's task; its label counts from their start.
-    """
-    texts = (example.prompt,) if example.pair is None else (example.prompt, example.pair)
-    full = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_overflowing_tokens=False)
-    ids, types = full["input_ids"], full.get("token_type_ids")
-    special = special_ids(tokenizer)
-    return Encoded(
-        tuple(ids),
-        tuple(token not in special for token in ids),
-        answer_start=len(ids),
-        label=-1 if example.label is None else classes.start + example.label,
-        classes=(classes.start, classes.stop),
-        token_type_ids=None if types is None else tuple(types),
-        cut="prompt" if len(ids) >= max_length else "",
-    )
+def _json_lines(path: Path) -> list[Any]:
+    return _parse_lines(_read_text(path), path)
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that mark structure rather than text: begin, end, padding, chat turns."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    marked = {index for index, token in added.items() if getattr(token, "special", False)}
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return frozenset((marked | set(tokenizer.all_special_ids)) - {unknown})
+def _parse_lines(text: str, path: Path) -> list[Any]:
+    # Not str.splitlines(): it also breaks at characters such as U+2028 that JSON strings may hold.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_parse(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def _cut_middle(tokens: list[int], length: int) -> list[int]:
-    head = (length + 1) // 2
-    return tokens[:head] + tokens[len(tokens) - (length - head) :]
+def _json_rows(path: Path) -> list[Any]:
+    text = _read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":  # many data sets name JSON lines ".json"
+            return _parse_lines(text, path)
+        raise _not_json(str(path), error) from None
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        for key in ("data", "rows", "examples", "train"):
+            if isinstance(value.get(key), list):
+                return list(value[key])
+        return [value]
+    raise DataError(f"{path} holds a JSON {type(value).__name__}. Expected a list of objects.")
 
 
-def collate(encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
-    """Pads encoded examples on the right and lists their supervised rows.
-
-    Row `t` of the logits predicts token `t + 1`, so the rows of an answer start one before its first token.
-    """
-    length = max(len(item.input_ids) for item in encoded)
-    shape = (len(encoded), length)
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    perturbable = torch.zeros(shape, dtype=torch.bool)
-    types = None if encoded[0].token_type_ids is None else torch.zeros(shape, dtype=torch.long)
-    classes = None if encoded[0].classes is None else torch.tensor([item.classes for item in encoded])
-    rows: list[int] = []
-    targets: list[int] = []
-    samples: list[int] = []
-    for b, item in enumerate(encoded):
-        size = len(item.input_ids)
-        input_ids[b, :size] = torch.tensor(item.input_ids)
-        attention_mask[b, :size] = 1
-        perturbable[b, :size] = torch.tensor(item.perturbable)
-        if types is not None and item.token_type_ids is not None:
-            types[b, :size] = torch.tensor(item.token_type_ids)
-        if item.label is not None:
-            rows.append(b)
-            targets.append(item.label)
-            samples.append(b)
-            continue
-        positions = range(item.answer_start, size)
-        rows.extend(b * length + t - 1 for t in positions)
-        targets.extend(item.input_ids[t] for t in positions)
-        samples.extend(b for _ in positions)
-    return Batch(
-        input_ids,
-        attention_mask,
-        perturbable,
-        torch.tensor(rows, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
-        torch.tensor(samples, dtype=torch.long),
-        classes,
-        types,
-    )
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        names = reader.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: a column name stands twice in the header {', '.join(names)}. Rename one.")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(
+                    f"{path}, line {reader.line_num}: expected {len(names)} cells as in the header, got "
+                    f"{'more' if None in row else 'fewer'}. Quote texts that hold commas or line breaks."
+                )
+            rows.append(dict(row))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not valid CSV: {error}. Is the file complete?") from None
+    return rows
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int, *, generator: torch.Generator) -> list[list[int]]:
-    """Indices in batches of similar length, in random order, so that little padding is computed.
-
-    Examples are shuffled, cut into pools of 16 batches, sorted by length inside a pool, and the batches shuffled.
-    """
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    pool = 16 * batch_size
-    batches: list[list[int]] = []
-    for start in range(0, len(order), pool):
-        part = sorted(order[start : start + pool], key=lambda index: lengths[index])
-        batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    _require_file(path)
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"{path} needs pyarrow to be read: pip install pyarrow.") from None
+    try:
+        return list(parquet.read_table(path).to_pylist())
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}.") from None
 
 
-def padding_share(batches: Iterable[Batch]) -> float:
-    """Share of a set of batches' positions that are padding, in 0..1."""
-    masks = [batch.attention_mask for batch in batches]
-    positions = sum(mask.numel() for mask in masks)
-    return 1.0 - sum(int(mask.sum()) for mask in masks) / positions if positions else 0.0
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

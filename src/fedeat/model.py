@@ -8,79 +8,26 @@ business; and logits are computed at supervised positions alone by a hook before
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fedeat import data, seeding
+from fedeat import encoding, loading, seeding
+from fedeat.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
+from fedeat.data import Batch, Encoded, Example
 from fedeat.errors import ModelError
+from fedeat.loading import Kind, Lora, ModelSource, load_tokenizer
 from fedeat.updates import Adapter
 
-Kind: TypeAlias = Literal["causal-lm", "sequence-classification"]
-
-SIDECAR = "fedeat.json"
-"""Beside PEFT's two files in an adapter directory: what PEFT does not keep (template, heads, maximum length)."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA's hyperparameters, as PEFT names them.
-
-    Attributes:
-        rank: >= 1.
-        alpha: > 0; the update is scaled by alpha / rank.
-        dropout: 0..1, on the adapter's input, in training steps alone.
-        target_modules: "all-linear", or names of modules.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Which base model, and how it is loaded.
-
-    Attributes:
-        name: a local directory or a hub name.
-        kind: what the model is for.
-        heads: task -> its number of classes (sequence-classification); the tasks' heads are blocks of one
-            classifier's rows, in this order.
-        dtype: of the base weights; the adapter is float32 always.
-        revision: of a hub model, None for its default branch.
-        attention: attention implementation that transformers knows ("sdpa", "eager", ...), None for its default.
-        gradient_checkpointing: recompute activations instead of storing them.
-        load_in_4bit: quantise the base to 4 bits on loading (bitsandbytes).
-        trust_remote_code: run the model repository's own code.
-        device: "cpu", "cuda", "auto" for CUDA where there is one.
-        template: "auto", "alpaca", "chat" or "plain"; see `fedeat.data`.
-        max_length: >= 2, tokens an example may have.
-    """
-
-    name: str
-    kind: Kind = "causal-lm"
-    heads: Mapping[str, int] | None = None
-    dtype: str = "float32"
-    revision: str | None = None
-    attention: str | None = None
-    gradient_checkpointing: bool = False
-    load_in_4bit: bool = False
-    trust_remote_code: bool = False
-    device: str = "auto"
-    template: str = "auto"
-    max_length: int = 512
+__all__ = ["SIDECAR", "AdaptedModel", "Kind", "Lora", "ModelSource", "load_model", "load_tokenizer"]
 
 
 class AdaptedModel:
@@ -89,8 +36,10 @@ class AdaptedModel:
     Attributes:
         network: the transformers model, wrapped by PEFT where it has an adapter.
         tokenizer: its tokenizer.
+        source: how it was loaded.
         kind: what the model is for.
         heads: task -> the rows of the classifier that are its classes (sequence-classification).
+        max_length: tokens an example may have.
     """
 
     def __init__(self, network: Any, tokenizer: Any, source: ModelSource) -> None:
@@ -107,46 +56,55 @@ class AdaptedModel:
             for name, module in network.named_modules()
             if ".lora_dropout." in name and not list(module.children())
         ]
-        self._is_chat = self.template_name == "chat"
-        self._template = data.template_named(self.template_name, tokenizer) if self.kind == "causal-lm" else None
+        self._checkpointed = [
+            module
+            for module in self._base.modules()
+            if source.gradient_checkpointing and isinstance(module, GradientCheckpointingLayer)
+        ]
+        self._marks = encoding.marks_of(tokenizer)
+        if self.kind == "causal-lm":
+            self._template = encoding.template_named(source.template, tokenizer)
+            if self._base.get_output_embeddings() is None:
+                raise ModelError(f"{type(self._base).__name__} has no output head. Expected a causal language model.")
+        # Some tokenizers number segments for models that take none, or know but one.
+        self._takes_segments = (
+            "token_type_ids" in inspect.signature(self._base.forward).parameters
+            and getattr(self._base.config, "type_vocab_size", 2) > 1
+        )
         network.eval()
 
     @property
     def device(self) -> torch.device:
         """Where the embeddings live."""
-        return next(self._base.get_input_embeddings().parameters()).device
+        weight: Tensor = self._base.get_input_embeddings().weight
+        return weight.device
 
     @property
     def template_name(self) -> str:
         """ "chat", "alpaca" or "plain": "auto" resolved for this tokenizer."""
-        if self.source.template != "auto":
-            return self.source.template
-        return "chat" if getattr(self.tokenizer, "chat_template", None) else "alpaca"
+        return encoding.resolve_template(self.source.template, self.tokenizer)
 
     # Text to tensors
 
-    def encode(self, example: data.Example) -> data.Encoded:
+    def encode(self, example: Example) -> Encoded:
         """Token ids of an example, in this model's template.
 
         Raises:
+            DataError: the example's label is not one of its task's classes.
             ModelError: the example's task has no head in this model.
         """
         if self.kind == "causal-lm":
-            assert self._template is not None
-            return data.encode_instruction(
-                self.tokenizer,
-                example,
-                template=self._template,
-                max_length=self.max_length,
-                is_chat=self._is_chat,
-            )
+            return self._encode_instruction(example, self.max_length)
         if example.task not in self.heads:
             raise ModelError(f"this classifier has no head for task {example.task!r}. It has {', '.join(self.heads)}.")
-        return data.encode_texts(self.tokenizer, example, classes=self.heads[example.task], max_length=self.max_length)
+        classes = self.heads[example.task]
+        return encoding.encode_texts(
+            self.tokenizer, example, classes=classes, max_length=self.max_length, marks=self._marks
+        )
 
-    def collate(self, encoded: Sequence[data.Encoded]) -> data.Batch:
+    def collate(self, encoded: Sequence[Encoded]) -> Batch:
         """Encoded examples as one padded batch on the model's device."""
-        return data.collate(encoded, pad_id=self.tokenizer.pad_token_id).to(self.device)
+        return encoding.collate(encoded, pad_id=self.tokenizer.pad_token_id).to(self.device)
 
     # The algorithm's view (fedeat.algorithm.Model)
 
@@ -159,7 +117,7 @@ class AdaptedModel:
         return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._parameters.items()}
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """Overwrites the adapter's tensors.
+        """Overwrites the adapter's tensors; either all of them or, on an error, none.
 
         Raises:
             ModelError: the names or shapes are not this model's.
@@ -167,16 +125,17 @@ class AdaptedModel:
         if adapter.keys() != self._parameters.keys():
             odd = sorted(adapter.keys() ^ self._parameters.keys())
             raise ModelError(f"the adapter does not fit this model: {len(odd)} tensors differ, first {odd[0]!r}.")
+        for name, parameter in self._parameters.items():
+            if parameter.shape != adapter[name].shape:
+                raise ModelError(
+                    f"the adapter does not fit this model: {name!r} has shape {tuple(adapter[name].shape)}, "
+                    f"expected {tuple(parameter.shape)}."
+                )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                if parameter.shape != adapter[name].shape:
-                    raise ModelError(
-                        f"the adapter does not fit this model: {name!r} has shape {tuple(adapter[name].shape)}, "
-                        f"expected {tuple(parameter.shape)}."
-                    )
                 parameter.copy_(adapter[name])
 
-    def embed(self, batch: data.Batch) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
         """(B, T, H), what the embedding module returns: any scale that sits in it (Gemma's) is applied."""
         with torch.no_grad():
             output: Tensor = self._base.get_input_embeddings()(batch.input_ids)
@@ -189,14 +148,16 @@ class AdaptedModel:
         sqrt(H), the root-mean-square coordinate, so that a radius means a like share of an embedding in both.
         """
         module = self._base.get_input_embeddings()
-        rows = module.weight.shape[0]
+        rows, width = map(int, module.weight.shape)
+        total = 0.0
         with torch.no_grad():
-            chunks = torch.arange(rows, device=self.device).split(8192)
-            total = sum(float(module(chunk).double().norm(dim=-1).sum()) for chunk in chunks)
+            for start in range(0, rows, 8192):
+                ids = torch.arange(start, min(start + 8192, rows), device=self.device)
+                total += float(module(ids).double().norm(dim=-1).sum())
         mean = total / rows
-        return mean / float(module.weight.shape[-1]) ** 0.5 if norm == "linf" else mean
+        return mean / float(width**0.5) if norm == "linf" else mean
 
-    def supervised_logits(self, batch: data.Batch, delta: Tensor | None = None) -> Tensor:
+    def supervised_logits(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
         """(N, V), logits of the supervised rows; for classification (B, C), -inf outside the sample's task.
 
         Args:
@@ -204,27 +165,29 @@ class AdaptedModel:
             delta: (B, T, H) float32, added to the embeddings; None adds nothing.
 
         Raises:
-            ModelError: the embedding module did not fire exactly once, or returned another shape than delta's.
+            ModelError: the embedding module did not fire exactly once, or returned another shape than delta's; or
+                the output head did not.
         """
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.token_type_ids is not None:
+        if batch.token_type_ids is not None and self._takes_segments:
             inputs["token_type_ids"] = batch.token_type_ids
+        logits: Tensor
         with self._added_to_embeddings(delta):
             if self.kind == "causal-lm":
                 with self._head_on_rows(batch.rows):
                     logits = self._base(**inputs, use_cache=False).logits
-                return logits.reshape(-1, logits.shape[-1])  # type: ignore[no-any-return]
+                return logits.reshape(-1, logits.shape[-1])
             logits = self._base(**inputs).logits
         if batch.classes is None:
-            return logits  # type: ignore[no-any-return]
+            return logits
         index = torch.arange(logits.shape[-1], device=logits.device)
         outside = (index < batch.classes[:, :1]) | (index >= batch.classes[:, 1:])
-        return logits.masked_fill(outside, float("-inf"))  # type: ignore[no-any-return]
+        return logits.masked_fill(outside, float("-inf"))
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Adapter dropout on. Dropout inside the frozen base stays off: only the adapter is being fitted."""
-        with self._mode(checkpointing=True, dropout=True):
+        with self._awake([*self._lora_dropouts, *self._checkpointed]):
             yield
 
     @contextlib.contextmanager
@@ -234,7 +197,7 @@ class AdaptedModel:
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
-            with self._mode(checkpointing=True, dropout=False):
+            with self._awake(self._checkpointed):
                 yield
         finally:
             for parameter in parameters:
@@ -243,17 +206,21 @@ class AdaptedModel:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """All dropout off and no gradients."""
-        with self._mode(checkpointing=False, dropout=False), torch.no_grad():
+        with torch.no_grad():
             yield
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
         """Greedy continuations of prompts rendered in the model's template, without special tokens.
 
         Args:
-            prompts: instructions, before the template.
+            prompts: instructions, before the template; cut so that the continuation fits into the model's positions.
             max_new_tokens: >= 1.
         """
-        encoded = [self.encode(data.Example(prompt)).input_ids for prompt in prompts]
+        if not prompts:
+            return []
+        limit = loading.positions(self._base)
+        room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
+        encoded = [self._encode_instruction(Example(prompt), room).input_ids for prompt in prompts]
         length = max(map(len, encoded))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (length - len(item)) + list(item) for item in encoded], device=self.device)
@@ -262,7 +229,7 @@ class AdaptedModel:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self._endings(),
             bos_token_id=self.tokenizer.bos_token_id,
         )
         with self.evaluating():
@@ -278,7 +245,7 @@ class AdaptedModel:
         ids = torch.zeros((1, 2), dtype=torch.long, device=self.device)
         row = torch.zeros(1, dtype=torch.long, device=self.device)
         keep = torch.ones((1, 2), dtype=torch.bool, device=self.device)
-        batch = data.Batch(ids, torch.ones_like(ids), keep, row, row, row)
+        batch = Batch(ids, torch.ones_like(ids), keep, row, row, row)
         with self.evaluating():
             self.supervised_logits(batch, torch.zeros(self.embed(batch).shape, device=self.device))
 
@@ -290,39 +257,47 @@ class AdaptedModel:
         Args:
             directory: made where it does not exist.
             adapter: the tensors; None for the model's present ones.
+
+        Raises:
+            ModelError: the model has no adapter.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        config = self.network.peft_config["default"]
-        was_inference, config.inference_mode = config.inference_mode, True
-        try:
-            config.save_pretrained(str(directory))
-        finally:
-            config.inference_mode = was_inference
+        if not isinstance(self.network, PeftModel):
+            raise ModelError(f"{self.source.name} was loaded without an adapter, so there is none to save.")
         sidecar = {
             "kind": self.kind,
             "template": self.template_name if self.kind == "causal-lm" else None,
             "heads": {task: len(rows) for task, rows in self.heads.items()},
             "max_length": self.max_length,
         }
-        (directory / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
-        tensors = {name: t.contiguous() for name, t in (self.adapter() if adapter is None else adapter).items()}
-        fresh = directory / ".adapter_model.safetensors.new"
-        save_file(tensors, fresh, metadata={"format": "pt"})
-        fresh.replace(directory / "adapter_model.safetensors")
+        tensors = self.adapter() if adapter is None else adapter
+        write_adapter(directory, tensors, self.network.peft_config["default"], sidecar)
+
+    def _encode_instruction(self, example: Example, max_length: int) -> Encoded:
+        return encoding.encode_instruction(
+            self.tokenizer,
+            example,
+            template=self._template,
+            max_length=max_length,
+            is_chat=self.template_name == "chat",
+            marks=self._marks,
+        )
+
+    def _endings(self) -> list[int] | None:
+        """Tokens that end a generation: the tokenizer's, which training teaches, and the base model's own."""
+        own = getattr(self._base.generation_config, "eos_token_id", None)
+        found = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        return sorted(found) or None
 
     @contextlib.contextmanager
-    def _mode(self, *, checkpointing: bool, dropout: bool) -> Iterator[None]:
+    def _awake(self, modules: Sequence[nn.Module]) -> Iterator[None]:
         # Every module is in eval mode between calls. `train()` on the whole network would also switch on the frozen
         # base's dropout, and `eval()` alone switches gradient checkpointing off, silently.
-        awake = list(self._lora_dropouts) if dropout else []
-        if checkpointing and self.source.gradient_checkpointing:
-            awake += [module for module in self._base.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for module in awake:
+        for module in modules:
             module.training = True
         try:
             yield
         finally:
-            for module in awake:
+            for module in modules:
                 module.training = False
 
     @contextlib.contextmanager
@@ -350,8 +325,11 @@ class AdaptedModel:
     @contextlib.contextmanager
     def _head_on_rows(self, rows: Tensor) -> Iterator[None]:
         """The output head sees the supervised rows alone; what follows it (soft-capping) acts row by row."""
+        calls = 0
 
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            nonlocal calls
+            calls += 1
             hidden = args[0]
             return (hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0), *args[1:])
 
@@ -360,6 +338,11 @@ class AdaptedModel:
             yield
         finally:
             handle.remove()
+        if calls != 1:
+            raise ModelError(
+                f"{type(self._base).__name__} calls its output head {calls} times in one forward pass, expected "
+                "exactly once. Such a model is not served."
+            )
 
     def _unservable(self, what: str) -> ModelError:
         return ModelError(
@@ -380,89 +363,23 @@ def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter
             are used where it kept them.
 
     Raises:
+        DataError: the source names the chat template and the tokenizer has none.
         ModelError: the model, its tokenizer or the adapter cannot be loaded, or the model cannot be adapted.
     """
-    source = _with_sidecar(source, adapter)
+    if adapter is not None:
+        source = with_sidecar(source, adapter)
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.derive(seed, "adapter"))  # PEFT and transformers draw from the global generator
-        base = _load_base(source, tokenizer)
+        # PEFT and transformers draw fresh weights from torch's global generator, on the CPU.
+        torch.default_generator.manual_seed(seeding.derive(seed, "adapter"))
+        base = network = loading.load_base(source, tokenizer)
         if adapter is not None:
-            network: Any = _attempt(
-                f"adapter {adapter}", lambda: PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-            )
+            network = read_adapter(base, adapter)
         elif lora is not None:
-            network = _attempt("LoRA", lambda: get_peft_model(base, _lora_config(lora, source.kind)))
-        else:
-            network = base
+            network = loading.add_lora(base, lora, source.kind)
     if source.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loading.enable_checkpointing(base)
     return AdaptedModel(network, tokenizer, source)
-
-
-def load_tokenizer(source: ModelSource) -> Any:
-    """The model's tokenizer, with the end-of-sequence token as padding where it has none.
-
-    Raises:
-        ModelError: there is no tokenizer, or it has neither a padding nor an end-of-sequence token.
-    """
-    _check_directory(source.name)
-    tokenizer = _attempt(
-        f"tokenizer of {source.name}",
-        lambda: transformers.AutoTokenizer.from_pretrained(
-            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
-        ),
-    )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"the tokenizer of {source.name} has neither a padding nor an end-of-sequence token. "
-                "Expected one of them; set pad_token in its tokenizer_config.json."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _load_base(source: ModelSource, tokenizer: Any) -> Any:
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, source.dtype),
-        "revision": source.revision,
-        "trust_remote_code": source.trust_remote_code,
-    }
-    if source.attention is not None:
-        options["attn_implementation"] = source.attention
-    if source.load_in_4bit:
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, source.dtype), bnb_4bit_quant_type="nf4"
-        )
-    if source.kind == "causal-lm":
-        loader: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained
-    else:
-        loader = transformers.AutoModelForSequenceClassification.from_pretrained
-        options["num_labels"] = sum((source.heads or {}).values())
-    with _quiet_loading():
-        base = _attempt(f"model {source.name}", lambda: loader(source.name, **options))
-    if source.kind == "sequence-classification":
-        base.config.pad_token_id = tokenizer.pad_token_id  # decoders pool at the last token that is not padding
-    if not source.load_in_4bit:
-        device = source.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        base.to(device)
-    for parameter in base.parameters():
-        parameter.requires_grad_(False)
-    return base
-
-
-def _lora_config(lora: Lora, kind: Kind) -> LoraConfig:
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM" if kind == "causal-lm" else "SEQ_CLS",
-    )
 
 
 def _adapter_parameters(network: Any) -> dict[str, nn.Parameter]:
@@ -498,55 +415,3 @@ def _head_rows(heads: Mapping[str, int]) -> dict[str, range]:
         rows[task] = range(start, start + classes)
         start += classes
     return rows
-
-
-def _with_sidecar(source: ModelSource, adapter: Path | None) -> ModelSource:
-    if adapter is None:
-        return source
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{adapter} is not an adapter directory: it holds no adapter_config.json. Expected what "
-            "`fedeat run` leaves under adapter/, or what PEFT's save_pretrained wrote."
-        )
-    path = adapter / SIDECAR
-    if not path.is_file():
-        return source
-    kept = json.loads(path.read_text())
-    template = kept["template"] if source.template == "auto" and kept["template"] else source.template
-    values = {**vars(source), "kind": kept["kind"], "template": template, "max_length": kept["max_length"]}
-    return ModelSource(**{**values, "heads": kept["heads"] or source.heads})
-
-
-def _check_directory(name: str) -> None:
-    path = Path(name)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not path.is_dir():
-        raise ModelError(
-            f"model directory {name} does not exist. Check model.name; a relative path starts at {Path.cwd()}."
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(f"{name} is not a model directory: it holds no config.json. Expected a Hugging Face model.")
-
-
-def _attempt(what: str, load: Callable[[], Any]) -> Any:
-    """Runs a loader of another library and turns what it raises into one message."""
-    try:
-        return load()
-    except Exception as error:  # transformers, peft, safetensors and the hub raise dozens of types here
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason[:600]}") from error
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Holds back transformers' loading bar and its report of fresh classification weights, expected here."""
-    logging = transformers.utils.logging
-    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bar:
-            logging.enable_progress_bar()

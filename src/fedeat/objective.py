@@ -27,7 +27,13 @@ def adversarial(loss: LossOfDelta, delta: Tensor | None) -> Tensor:
 
 
 def mixed(loss: LossOfDelta, delta: Tensor | None, *, weight: float) -> Tensor:
-    """Clean loss plus `weight` >= 0 times the adversarial loss: Eq. 2 with the sign that learns."""
+    """Clean loss plus `weight` >= 0 times the adversarial loss: Eq. 2 with the sign that learns.
+
+    Raises:
+        ValueError: the weight is negative, as Eq. 2 prints it.
+    """
+    if not weight >= 0:
+        raise ValueError(f"expected weight >= 0, got {weight}; the sign that Eq. 2 prints rewards a high loss")
     clean = loss(None)
     return clean if delta is None else clean + weight * loss(delta)
 

@@ -46,8 +46,9 @@ def dirichlet(groups: Sequence[str], clients: int, *, alpha: float, seed: int) -
     _check_enough(len(groups), clients)
     rng = _rng(seed)
     shares: list[list[int]] = [[] for _ in range(clients)]
-    for name in sorted(set(groups)):
-        members = rng.permutation([i for i, group in enumerate(groups) if group == name])
+    members_of = _members(groups)
+    for name in sorted(members_of):
+        members = rng.permutation(members_of[name])
         proportions = rng.dirichlet(np.full(clients, alpha))
         cuts = np.round(np.cumsum(proportions)[:-1] * len(members)).astype(int)
         for share, part in zip(shares, np.split(members, cuts), strict=True):
@@ -63,10 +64,15 @@ def by_column(groups: Sequence[str]) -> Partition:
         DataError: there is no example.
     """
     _check_enough(len(groups), 1)
+    members = _members(groups)
+    return tuple(tuple(members[name]) for name in sorted(members, key=_natural))
+
+
+def _members(groups: Sequence[str]) -> dict[str, list[int]]:
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    return tuple(tuple(members[name]) for name in sorted(members, key=_natural))
+    return members
 
 
 def _natural(name: str) -> tuple[int, int, str]:

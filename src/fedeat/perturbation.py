@@ -55,11 +55,16 @@ def pgd(
         projection: "accumulated" projects delta after each step, standard PGD. "step" projects each *step*, as the
             paper prints Eq. 3, with the raw gradient: K steps may then leave the ball, and a step much shorter
             than the radius hardly moves. A reproduction mode.
-        start: "zero", or "random" inside the ball.
+        start: "zero", or "random", a draw of `random`.
 
     Returns:
         delta (B, T, H) float32, detached, zero off the mask; inside the ball unless `projection="step"`.
+
+    Raises:
+        ValueError: a number is out of its range, or the norm is unknown.
     """
+    if not radius >= 0 or steps < 0 or (step_size is not None and not step_size > 0):
+        raise ValueError(f"expected radius >= 0, steps >= 0, step_size > 0, got {radius}, {steps}, {step_size}")
     keep = mask.unsqueeze(-1).to(torch.float32)
     delta = torch.zeros(embeddings.shape, dtype=torch.float32, device=embeddings.device)
     if radius == 0:
@@ -156,5 +161,7 @@ def realised_norm(delta: Tensor, mask: Tensor, *, norm: Norm) -> float:
 
 def _length(tensor: Tensor, norm: Norm) -> Tensor:
     """Euclidean length per token (B, T, 1) or per sample (B, 1, 1)."""
-    dims = (1, 2) if norm == "l2-sequence" else (2,)
-    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+    if norm not in ("l2", "l2-sequence"):
+        raise ValueError(f'expected norm "l2", "l2-sequence" or "linf", got {norm!r}')
+    length: Tensor = torch.linalg.vector_norm(tensor, dim=(1, 2) if norm == "l2-sequence" else 2, keepdim=True)
+    return length

@@ -38,7 +38,9 @@ def naive_likelihood(model: AdaptedModel, example: Example) -> int:
     prompt = model.encode(replace(example, answer="")).input_ids
     scores = []
     for answer in tasks.TASKS[example.task].answers:
-        tokens = model.tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+        # As in running text: alone, a sentencepiece tokenizer would put a space of its own before the answer.
+        cue, full = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (":", f": {answer}"))
+        tokens = full[len(cue) :]
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
             logprobs = model.network(input_ids=ids).logits[0].log_softmax(-1)

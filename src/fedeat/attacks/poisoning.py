@@ -15,7 +15,8 @@ def flip_labels(examples: Sequence[Example], *, answers: Mapping[str, Sequence[s
     """The same prompts with wrong answers (label flip; Biggio et al., 2012).
 
     Args:
-        examples: one client's; those of a task get another of its labels, free text gets another example's answer.
+        examples: one client's; those of a task get another of its labels, free text gets the answer of the next
+            example that has another one, or "not" before its own where there is none.
         answers: task -> the answer word of each label.
         seed: which wrong label, where there are several.
     """
@@ -23,7 +24,9 @@ def flip_labels(examples: Sequence[Example], *, answers: Mapping[str, Sequence[s
     flipped = []
     for index, example in enumerate(examples):
         if example.label is None:
-            flipped.append(replace(example, answer=examples[(index + 1) % len(examples)].answer))
+            others = (examples[(index + k) % len(examples)].answer for k in range(1, len(examples)))
+            wrong = next((answer for answer in others if answer != example.answer), f"not {example.answer}")
+            flipped.append(replace(example, answer=wrong))
             continue
         words = answers[example.task]
         shift = 1 + int(torch.randint(len(words) - 1, (), generator=generator))

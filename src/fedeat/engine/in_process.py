@@ -7,14 +7,16 @@ examples and, until its round is aggregated, one adapter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from fedeat import seeding
 from fedeat.algorithm import LocalTraining, client_update
-from fedeat.data import Batch, Encoded, length_grouped
+from fedeat.data import Batch, Encoded
+from fedeat.encoding import length_grouped, require_targets
 from fedeat.model import AdaptedModel
 from fedeat.updates import Adapter, ClientUpdate
 
@@ -57,29 +59,30 @@ def run_clients(
         batching: how examples become batches.
         seed: the run's; each (round, client) has its own streams.
         on_client: told the round and how many of its clients are done, for a progress bar.
+
+    Raises:
+        DataError: a client of the cohort has no example, or one without an answer or label to learn.
     """
     updates = []
+    for client_id in cohort:
+        require_targets(shards[client_id], source=f"client {client_id}")
     for done, client_id in enumerate(cohort, start=1):
-        # Dropout draws from torch's global generator: it is set for this client and put back after it.
-        with torch.random.fork_rng(devices=_accelerators(model)):
-            torch.manual_seed(seeding.derive(seed, "dropout", index, client_id))
-            updates.append(
-                client_update(
-                    model,
-                    adapter,
-                    lambda epoch, client_id=client_id: _batches(  # type: ignore[misc]
-                        model,
-                        shards[client_id],
-                        batching,
-                        epoch,
-                        seed=seeding.derive(seed, "batches", index, client_id),
-                    ),
-                    client_id=client_id,
-                    num_examples=len(shards[client_id]),
-                    training=training(index),
-                    generator=seeding.generator(seed, "perturbation", index, client_id),
-                )
+
+        def batches(epoch: int, client_id: int = client_id) -> Iterable[Batch]:
+            order = seeding.derive(seed, "batches", index, client_id)
+            return _batches(model, shards[client_id], batching, epoch, seed=order)
+
+        with _own_dropout(model, seeding.derive(seed, "dropout", index, client_id)):
+            update = client_update(
+                model,
+                adapter,
+                batches,
+                client_id=client_id,
+                num_examples=len(shards[client_id]),
+                training=training(index),
+                generator=seeding.generator(seed, "perturbation", index, client_id),
             )
+        updates.append(update)
         on_client(index, done)
     return updates
 
@@ -102,5 +105,12 @@ def steps_per_round(examples: int, *, batching: Batching, local_epochs: int) -> 
     return steps if batching.max_steps is None else min(steps, batching.max_steps)
 
 
-def _accelerators(model: AdaptedModel) -> list[int]:
-    return [model.device.index or 0] if model.device.type == "cuda" else []
+@contextmanager
+def _own_dropout(model: AdaptedModel, seed: int) -> Iterator[None]:
+    """Seeds the generators that dropout draws from, torch's global ones, and puts them back afterwards."""
+    cards = [model.device.index] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every accelerator of the machine
+        for index in cards:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
