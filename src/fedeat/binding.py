@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from fedeat.attacks.poisoning import flip_labels
 from fedeat.config import RULES, AggregationSection, Config, PerturbationSection
 from fedeat.data import Example
 from fedeat.evaluation import tasks
-from fedeat.model import Lora, ModelSource
+from fedeat.loading import Lora, ModelSource
 from fedeat.updates import Adapter, ClientUpdate
 
 
@@ -125,7 +125,8 @@ def _rule_options(section: AggregationSection, updates: int) -> dict[str, Any]:
         return {}
     # Rejected updates leave fewer to compare. The rule then withstands what that number allows, as the default does:
     # the quorum, not the rule, says how many rejections are too many.
-    asked = functools.partial(RULES[section.rule], byzantine=section.byzantine)
+    rule = cast(Callable[..., Any], RULES[section.rule])
+    asked: functools.partial[Any] = functools.partial(rule, byzantine=section.byzantine)
     return {"byzantine": aggregation.tolerates(asked, updates)}
 
 

@@ -150,7 +150,8 @@ def evaluate(
     """
     from fedeat import evaluation, inputs, records
     from fedeat.config import Source
-    from fedeat.model import ModelSource, load_model
+    from fedeat.loading import ModelSource
+    from fedeat.model import load_model
 
     _choice("--scorer", scorer, ("likelihood", "generation"))
     _choice("--template", template, ("auto", "alpaca", "chat", "plain"))

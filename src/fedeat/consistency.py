@@ -6,8 +6,9 @@ import functools
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from fedeat import aggregation
 from fedeat.data import is_local
@@ -44,7 +45,8 @@ def cohort_problems(config: Config, clients: int) -> list[str]:
     rule = config.aggregation.rule
     asked = config.aggregation.byzantine
     # The most that the rule's theory allows, whatever its default: it is told to withstand everybody.
-    most = aggregation.tolerates(functools.partial(RULES[rule], byzantine=cohort), cohort)
+    told: functools.partial[Any] = functools.partial(cast(Callable[..., Any], RULES[rule]), byzantine=cohort)
+    most = aggregation.tolerates(told, cohort)
     if asked is not None and asked > most:
         problems.append(
             f"aggregation.byzantine is {asked}, but {rule} over {cohort} clients a round withstands at most {most}; no "

@@ -22,6 +22,7 @@ from fedeat.attacks import byzantine
 from fedeat.binding import local_training, model_source, perturb_function
 from fedeat.config import Config, cohort_problems, load, to_toml
 from fedeat.data import Encoded, Example
+from fedeat.encoding import require_targets, truncation
 from fedeat.engine import in_process
 from fedeat.errors import ConfigError, RecordError
 from fedeat.evaluation import EvaluationSet
@@ -189,8 +190,10 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
         seed=config.seed,
         on_client=_count_clients(config, len(split), progress),
     )
-    shards = {client: _encode(model, [examples[i] for i in members]) for client, members in enumerate(split)}
-    _tell_cuts(shards, config.data.max_length)
+    encoded = _encode(model, examples)
+    require_targets(encoded, source="data.train")
+    _tell_cuts(encoded, config.data.max_length)
+    shards = {client: [encoded[i] for i in members] for client, members in enumerate(split)}
     run_clients = binding.attacked(
         config,
         functools.partial(engine, shards=shards),
@@ -273,16 +276,13 @@ def _encode(model: AdaptedModel, examples: Sequence[Example]) -> list[Encoded]:
     return [model.encode(example) for example in examples]
 
 
-def _tell_cuts(shards: Mapping[int, Sequence[Encoded]], max_length: int) -> None:
-    everything = [item for shard in shards.values() for item in shard]
-    cut = round_records.cut_counts(everything)
-    if cut:
-        of = f"of {len(everything)} training examples are longer than data.max_length = {max_length}"
-        answers = cut.get("answer", 0)
-        if answers:
-            _log.warning("%d %s even without their prompts: the ends of their answers are cut off.", answers, of)
-        if cut.get("prompt"):
-            _log.info("%d %s: part of their prompts is left out, no answer is.", cut["prompt"], of)
+def _tell_cuts(encoded: Sequence[Encoded], max_length: int) -> None:
+    count = truncation(encoded)
+    of = f"of {count['examples']} training examples do not fit into data.max_length = {max_length}"
+    if count["cut_answers"]:
+        _log.warning("%d %s even without their prompts: their answers lose their ends.", count["cut_answers"], of)
+    if count["cut_prompts"]:
+        _log.info("%d %s: their prompts lose their middles, their answers nothing.", count["cut_prompts"], of)
 
 
 def _count_clients(config: Config, clients: int, progress: Progress) -> Callable[[int, int], None]:

@@ -90,7 +90,7 @@ def answerable(sets: Sequence[EvaluationSet], heads: Collection[str] | None) -> 
     """
     kept = list(sets) if heads is None else [evaluation.only(entry, heads) for entry in sets]
     if heads is not None and sets and not any(entry.benign or entry.pairs for entry in kept):
-        present = sorted({item.task for entry in sets for item in (*entry.benign, *entry.pairs)})
+        present = sorted({task for entry in sets for task in _tasks(entry)})
         raise DataError(
             f"nothing to evaluate: the data is of {', '.join(present)}, and the classifier has heads for "
             f"{', '.join(heads) or 'nothing'}. Give data of a task that the model was trained on."
@@ -98,6 +98,10 @@ def answerable(sets: Sequence[EvaluationSet], heads: Collection[str] | None) -> 
     for note in dict.fromkeys(note for entry in kept for note in entry.notes):
         _log.info("%s", note)
     return kept
+
+
+def _tasks(entry: EvaluationSet) -> set[str]:
+    return {item.task for item in entry.benign} | {pair.task for pair in entry.pairs}
 
 
 def split_examples(config: Config, examples: Sequence[Example]) -> partition.Partition:

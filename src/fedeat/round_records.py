@@ -14,6 +14,7 @@ import torch
 from fedeat import partition
 from fedeat.algorithm import Round
 from fedeat.data import Encoded, Example
+from fedeat.encoding import truncation
 from fedeat.evaluation import Row
 from fedeat.inputs import group_name
 from fedeat.updates import norm
@@ -76,20 +77,9 @@ def timing_line(index: int, seconds: float) -> dict[str, Any]:
 def partition_record(
     examples: Sequence[Example], split: partition.Partition, shards: Mapping[int, Sequence[Encoded]]
 ) -> dict[str, Any]:
-    """partition.json: client -> number of examples, of each label or category, and of those that were cut.
-
-    "cut" counts examples longer than `data.max_length` by what they lost; an answer that lost its end is learned
-    without it.
-    """
+    """partition.json: client -> how many examples, how many of them were cut, how many of each label or category."""
     record = {}
     for client, members in enumerate(split):
         counts = Counter(group_name(examples[i], "label" if examples[i].group is None else "column") for i in members)
-        entry: dict[str, Any] = {"examples": len(members), "counts": dict(sorted(counts.items()))}
-        cut = cut_counts(shards[client])
-        record[str(client)] = {**entry, "cut": cut} if cut else entry
+        record[str(client)] = {**truncation(shards[client]), "counts": dict(sorted(counts.items()))}
     return {"clients": record}
-
-
-def cut_counts(encoded: Sequence[Encoded]) -> dict[str, int]:
-    """What truncation took, "prompt" or "answer" -> the number of examples."""
-    return dict(sorted(Counter(item.cut for item in encoded if item.cut).items()))
