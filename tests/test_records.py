@@ -1,0 +1,239 @@
+"""A run that is killed at any instant and resumed ends in the bits of one that never was."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from fedeat import experiment, records
+from fedeat.config import load
+from fedeat.errors import RecordError
+
+Order: TypeAlias = Callable[..., int]
+KILLED = -9
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def order() -> Iterator[Order]:
+    """Has a run made by `killable.py` and returns its exit status."""
+    program = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("killable.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+
+    def give(**what: Any) -> int:
+        program.stdin.write(json.dumps(what, default=str) + "\n")  # type: ignore[union-attr]
+        program.stdin.flush()  # type: ignore[union-attr]
+        return int(program.stdout.readline())  # type: ignore[union-attr]
+
+    yield give
+    program.stdin.close()
+    program.wait(30)
+    program.stdout.close()
+
+
+@pytest.fixture
+def config_file(make_config: Callable[..., Path]) -> Path:
+    """A run in which all that is random or recorded takes part: dropout, cohorts, attackers, evaluation between."""
+    return make_config(
+        lora={"rank": 2, "dropout": 0.1},
+        federation={"rounds": ROUNDS, "clients_per_round": 3, "keep_checkpoints": 2, "quorum": 1},
+        perturbation={"start": "random"},
+        attack={"kind": "nan", "fraction": 0.25},
+        evaluation={"every": 2},
+    )
+
+
+def results(directory: Path) -> dict[str, bytes]:
+    """What must be equal, bit for bit."""
+    found = {
+        name: (directory / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "metrics.jsonl")
+    }
+    evaluation = (directory / "evaluation.json").read_text().replace(f'"{directory.name}"', '""')
+    return {**found, "evaluation": evaluation.encode()}
+
+
+def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(order: Order, config_file: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert order(config=config_file, directory=whole) == 0
+    expected = results(whole)
+    instants = [
+        ("before the records of a round", 1),
+        ("within a line", 1),
+        ("within a line", 3),  # the lines of an evaluation between rounds
+        ("after the records of a round", 2),
+        ("after the adapter", 3),
+        ("within a checkpoint", 1),
+        ("within a checkpoint", 3),
+        ("before the renaming", 2),
+        ("after the renaming", 1),
+        ("after the pruning", ROUNDS),
+        ("before the evaluation", 1),
+        ("before the evaluation", 3),  # the last, after two between rounds
+        ("after the evaluation", 3),
+    ]
+    for number, (instant, count) in enumerate(instants):
+        killed = tmp_path / f"killed-{number}"
+        assert order(config=config_file, directory=killed, kill=instant, count=count) == KILLED, instant
+        assert order(directory=killed, resume=True) == 0, instant
+        assert results(killed) == expected, instant
+
+
+def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
+    order: Order, config_file: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert order(config=config_file, directory=whole) == 0
+    times = random.Random(0)
+    status = order(config=config_file, directory=killed, kill=times.uniform(0.05, 0.6))
+    for _ in range(12):
+        if status == 0 and (killed / "evaluation.json").exists():
+            break
+        status = order(config=config_file, directory=killed, kill=times.uniform(0.2, 0.9))
+    assert order(config=config_file, directory=killed) == 0
+    assert results(killed) == results(whole)
+
+
+@pytest.fixture
+def stopped(order: Order, config_file: Path, tmp_path: Path) -> Path:
+    """Directory of a run that was killed when its second round was nearly recorded."""
+    directory = tmp_path / "stopped"
+    assert order(config=config_file, directory=directory, kill="before the renaming", count=3) == KILLED
+    return directory
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_serves(
+    order: Order, config_file: Path, stopped: Path, tmp_path: Path
+) -> None:
+    newest = stopped / "checkpoints" / "round-0001"
+    tensors = newest / "adapter_model.safetensors"
+    whole = tensors.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        tensors.write_bytes(broken)
+        with pytest.raises(RecordError, match=r"round-0001 cannot be read.*Remove that directory to go on"):
+            experiment.resume(stopped)
+    shutil.rmtree(newest)
+    assert order(directory=stopped, resume=True) == 0
+    assert order(config=config_file, directory=tmp_path / "whole") == 0
+    assert results(stopped) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("state", ["", "{}", "[]", '{"next_round": 1', '{"sha256": "0"}'])
+def test_a_checkpoint_with_a_broken_state_is_named(stopped: Path, state: str) -> None:
+    (stopped / "checkpoints" / "round-0001" / "state.json").write_text(state)
+    with pytest.raises(RecordError, match="round-0001 cannot be read"):
+        experiment.resume(stopped)
+
+
+def test_lines_missing_before_the_checkpoint_are_told(stopped: Path) -> None:
+    file = stopped / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(RecordError, match=r"metrics.jsonl has 10 bytes, its newest checkpoint was written at \d+"):
+        experiment.resume(stopped)
+
+
+def test_another_configuration_does_not_go_on_with_a_run(stopped: Path, config_file: Path) -> None:
+    with pytest.raises(RecordError, match="holds a run of another configuration.*--resume"):
+        experiment.run(load(config_file, ["seed=1"]), stopped)
+
+
+def test_checkpoints_without_a_configuration_are_refused(stopped: Path, config_file: Path) -> None:
+    (stopped / "config.toml").unlink()
+    with pytest.raises(RecordError, match="holds no run"):
+        experiment.resume(stopped)
+    with pytest.raises(RecordError, match="no config.toml to say of what"):
+        experiment.run(load(config_file), stopped)
+
+
+def test_a_directory_serves_one_process_at_a_time(tmp_path: Path, config_file: Path) -> None:
+    with records.RunDirectory(tmp_path / "run"), pytest.raises(RecordError, match="in use by another process"):
+        experiment.run(load(config_file), tmp_path / "run")
+
+
+def test_a_finished_run_is_not_run_again_even_where_its_data_is_gone(
+    order: Order, config_file: Path, sentiment_files: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    assert order(config=config_file, directory=directory) == 0
+    before = results(directory)
+    text = (directory / "config.toml").read_text().replace(str(sentiment_files["train"]), "/nowhere.jsonl")
+    (directory / "config.toml").write_text(text)
+    rows = experiment.resume(directory)
+    assert [row["task"] for row in rows] == ["sst2"]
+    assert results(directory) == before
+
+
+def test_a_finished_run_with_a_broken_evaluation_says_so(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"rows": 3}'):
+        (tmp_path / "evaluation.json").write_text(text)
+        with pytest.raises(RecordError, match="not a finished evaluation.*Remove it"):
+            records.read_evaluation(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RecordError, match="in, a file"):
+            records.RunDirectory(place)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records.FileLock, "acquire", refuse)
+        with pytest.raises(RecordError, match="cannot be written: Permission denied"):
+            records.RunDirectory(tmp_path / "run")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RecordError, match="cannot be made: Permission denied"):
+        records.RunDirectory(tmp_path / "other")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    with records.RunDirectory(tmp_path) as home:
+        for index in range(5):
+            home.write_checkpoint(index, {"w": torch.full((2,), float(index))}, keep=2)
+        (tmp_path / "checkpoints" / "round-0009.bak").mkdir()
+        newest = home.newest_checkpoint()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["round-0003", "round-0004", "round-0009.bak"]
+    assert newest is not None
+    assert newest.next_round == 5
+    assert torch.equal(newest.adapter["w"], torch.full((2,), 4.0))
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    with records.RunDirectory(tmp_path) as home:
+        home.append_metrics([{"gap": math.nan, "nested": {"list": [math.inf, 1.5, (-math.inf,)]}, "text": "NaN"}])
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "gap": None,
+        "nested": {"list": [None, 1.5, [None]]},
+        "text": "NaN",
+    }
+    records.write_json(tmp_path / "value.json", {"x": math.nan})
+    assert json.loads((tmp_path / "value.json").read_text()) == {"x": None}
+
+
+def test_the_environment_is_json_with_versions(tmp_path: Path) -> None:
+    found = json.loads(json.dumps(records.environment(3)))
+    assert found["threads"] == 3
+    assert found["torch"] == torch.__version__
+    assert {"fedeat", "python", "transformers", "peft", "platform", "cpu", "command"} <= found.keys()
