@@ -50,6 +50,9 @@ def read_adapter(base: Any, directory: Path) -> PeftModel:
         ModelError: the directory holds no adapter, or one that is not LoRA or was made for another model.
     """
     _require_adapter(directory)
+    config = attempt(f"adapter {directory}", lambda: PeftConfig.from_pretrained(str(directory)))
+    if config.peft_type != "LORA":
+        raise ModelError(f"adapter {directory} is of PEFT's type {config.peft_type}. Expected LORA.")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         network = attempt(
@@ -59,9 +62,6 @@ def read_adapter(base: Any, directory: Path) -> PeftModel:
     missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
     if missing:
         raise ModelError(f"adapter {directory} was not made for {type(base).__name__}: {missing[0][:300]}")
-    kind = network.peft_config["default"].peft_type
-    if kind != "LORA":
-        raise ModelError(f"adapter {directory} is of PEFT's type {getattr(kind, 'value', kind)}. Expected LORA.")
     return network
 
 

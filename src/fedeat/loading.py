@@ -153,19 +153,20 @@ def add_lora(base: Any, lora: Lora, kind: Kind) -> PeftModel:
         ModelError: PEFT cannot adapt the model, for example because it has none of the target modules.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    # PEFT trains what it takes for a head whole, by the ends of names ("classifier" is "pre_classifier" too), but
+    # would put LoRA into the linear layers of such heads first, and then fail.
+    heads = ("classifier", "score") if kind == "sequence-classification" else ()
+    excluded = [name for name, _ in base.named_modules() if any(part.endswith(heads) for part in name.split("."))]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=excluded or None,
         task_type="CAUSAL_LM" if kind == "causal-lm" else "SEQ_CLS",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's transposed weights
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers has renamed
-        return attempt(
-            f"a LoRA adapter with target modules {lora.target_modules!r}", lambda: get_peft_model(base, config)
-        )
+    return attempt(f"a LoRA adapter with target modules {lora.target_modules!r}", lambda: get_peft_model(base, config))
 
 
 def enable_checkpointing(base: Any) -> None:
@@ -211,7 +212,9 @@ def attempt(what: str, load: Callable[[], Any]) -> Any:
         ModelError: the loader raised anything.
     """
     try:
-        return load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what these libraries tell each other of coming names
+            return load()
     except Exception as error:  # transformers, peft, safetensors and the hub raise dozens of types here
         reason = " ".join(str(error).split())
         raise ModelError(f"{what} cannot be loaded: {type(error).__name__}: {reason[:600]}") from error
