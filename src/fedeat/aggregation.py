@@ -50,6 +50,7 @@ from fedeat.rules import (
     norm_filter,
     trusted_reference,
 )
+from fedeat.secure import SecureMedian, secure_geometric_median, sketch
 from fedeat.sources import Updates, blocks, open_updates
 from fedeat.updates import Adapter
 from fedeat.weiszfeld import ClientWeights, geometric_median, smoothed_geometric_median
@@ -61,6 +62,7 @@ __all__ = [
     "CoordinateRule",
     "Mixing",
     "Rule",
+    "SecureMedian",
     "Space",
     "Step",
     "adaptive_clipping",
@@ -78,6 +80,8 @@ __all__ = [
     "nearest_neighbour_mixing",
     "norm_clipping",
     "norm_filter",
+    "secure_geometric_median",
+    "sketch",
     "smoothed_geometric_median",
     "tolerates",
     "trimmed_mean",

@@ -13,6 +13,7 @@ the mean instead would let one huge update spoil all products.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -21,12 +22,11 @@ from torch import Tensor
 
 from fedeat.errors import UpdateError
 from fedeat.layout import Segment, UpdateSource, title
-from fedeat.sources import Updates, blocks, open_updates
+from fedeat.sources import PIECE, Updates, as_rows, blocks, open_updates
 
 SMALL = 1 << 20
 """Up to this many coordinates in all, float64 products cost nothing worth saving."""
 
-_PIECE = 2048
 _FLOAT32_ROUNDING = 2.0**-24
 _FLOAT64_ROUNDING = 2.0**-53
 _DISTANCE_ERROR = 1e-6
@@ -83,7 +83,8 @@ def gram(
                 if scale != 1.0:
                     rows.mul_(scale)
         _accumulate(total, rows)
-    return ((total + total.T) / 2).cpu()
+    upper = total.triu().cpu()
+    return upper + upper.triu(1).T
 
 
 def measure(updates: Updates | UpdateSource, prior_weights: Tensor, *, origin: bool = False) -> Geometry:
@@ -213,14 +214,23 @@ def cancellation(gram: Tensor, prior_weights: Tensor) -> tuple[float, int]:
 
 
 def _accumulate(total: Tensor, rows: Tensor) -> None:
-    """Adds `rows @ rows.T` to the float64 total, in pieces short enough for float32 sums to stay exact to 1e-8."""
-    whole = rows.shape[1] // _PIECE * _PIECE if rows.dtype == torch.float32 else 0
-    if whole:
-        pieces = rows[:, :whole].view(len(rows), -1, _PIECE).transpose(0, 1)
-        total.add_(torch.bmm(pieces, pieces.transpose(1, 2)).sum(0, dtype=torch.float64))
-    if whole < rows.shape[1]:
-        rest = rows[:, whole:]
-        total.add_(rest @ rest.T)
+    """Adds the upper triangle of `rows @ rows.T` to the float64 total, and some of the lower one.
+
+    Products are summed in float32 over short pieces only. From 64 clients on, the triangle is cut into strips: half of
+    the products are each other's mirror image.
+    """
+    count, whole = len(rows), rows.shape[1] // PIECE * PIECE if rows.dtype == torch.float32 else 0
+    strips = 1 if count < 64 else 2 if count < 200 else 3
+    cuts = [count * strip // strips for strip in range(strips + 1)]
+    pieces = rows[:, :whole].view(count, -1, PIECE).transpose(0, 1) if whole else rows[None, :, :0]
+    rest = rows[:, whole:]
+    for first, last in itertools.pairwise(cuts):
+        part = total[first:last, first:]
+        if whole:
+            products = torch.bmm(pieces[:, first:last], pieces[:, first:].transpose(1, 2))
+            part.add_(products[0] if len(products) == 1 else products.sum(0, dtype=torch.float64))
+        if whole < rows.shape[1]:
+            part.add_(rest[first:last] @ rest[first:].T)
 
 
 def _read(source: UpdateSource, centre: int | None, double: bool, scale: float, passes: int) -> Geometry:
@@ -294,8 +304,7 @@ def _sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: in
         stride = spec.numel // pieces
         for piece in range(pieces):
             segment = Segment(name, piece * stride, min(piece * stride + length, spec.numel))
-            rows = torch.empty(len(source.labels), segment.stop - segment.start, device=source.device)
-            source.gather(segment, rows)
+            rows = as_rows(source.piece(segment), torch.float32)
             total.add_((rows @ rows.T).cpu())
     finite = torch.isfinite(total.diagonal())
     if not bool(finite.all()):

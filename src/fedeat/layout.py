@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -48,6 +48,8 @@ class Segment:
 
 
 Layout: TypeAlias = Mapping[str, Spec]
+Piece: TypeAlias = Tensor | Sequence[Tensor]
+"""Coordinates of all clients in their own dtype: rows (n, c) where they lie like that, else n vectors (c,)."""
 
 
 class UpdateSource(Protocol):
@@ -57,7 +59,6 @@ class UpdateSource(Protocol):
         labels: what each client is called in messages, for example "client 3".
         layout: name -> shape and dtype of every tensor, in the order of reading.
         device: where the tensors are.
-        block_bytes: how large one block of all clients' coordinates should be.
     """
 
     @property
@@ -66,14 +67,12 @@ class UpdateSource(Protocol):
     def layout(self) -> Layout: ...
     @property
     def device(self) -> torch.device: ...
-    @property
-    def block_bytes(self) -> int: ...
 
-    def view(self, segment: Segment) -> Tensor | None:
-        """(n, c) coordinates of all clients without a copy, or None where only `gather` can bring them."""
+    def split(self, name: str, width: int) -> Iterator[Piece]:
+        """A tensor of all clients, `width` coordinates at a time."""
 
-    def gather(self, segment: Segment, out: Tensor) -> None:
-        """Copies (n, c) coordinates of all clients into `out`, in its dtype."""
+    def piece(self, segment: Segment) -> Piece:
+        """Some coordinates of one tensor of all clients."""
 
     def one(self, client: int, name: str) -> Tensor:
         """One client's tensor, in its own shape and dtype; the caller must not write to it."""

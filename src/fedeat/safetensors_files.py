@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
-from fedeat.layout import Layout, Segment, Spec, UpdateSource, agree, blame
+from fedeat.layout import Layout, Piece, Segment, Spec, UpdateSource, agree, blame
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MOST_HEADER_BYTES = 100_000_000
-_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -77,17 +76,13 @@ class FileSource:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    @property
-    def block_bytes(self) -> int:
-        # Larger than in memory, for each reading opens a file.
-        return _BLOCK_BYTES
+    def split(self, name: str, width: int) -> Iterator[Piece]:
+        numel = self.layout[name].numel
+        for start in range(0, numel, width):
+            yield self.piece(Segment(name, start, min(start + width, numel)))
 
-    def view(self, segment: Segment) -> Tensor | None:
-        return None
-
-    def gather(self, segment: Segment, out: Tensor) -> None:
-        for row, file in zip(out.unbind(0), self.files, strict=True):
-            row.copy_(file.read(segment))
+    def piece(self, segment: Segment) -> Piece:
+        return [file.read(segment) for file in self.files]
 
     def one(self, client: int, name: str) -> Tensor:
         spec = self.files[client].layout[name]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
-from fedeat.layout import Layout, Segment, Spec, UpdateSource, agree, blame, title
+from fedeat.layout import Layout, Piece, Segment, Spec, UpdateSource, agree, blame, title
 from fedeat.safetensors_files import FileSource, open_files
 from fedeat.updates import Adapter
 
@@ -25,8 +25,11 @@ Updates: TypeAlias = Tensor | Sequence[Tensor] | Sequence[Adapter] | Sequence[st
 """A float tensor (n, d); n tensors of one shape; n mappings name -> tensor; or n paths of safetensors files."""
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-BLOCK_BYTES = 1 << 20
-"""Target size of one (n, c) float32 block: it stays in the cache between being gathered and being multiplied."""
+PIECE = 2064
+"""Coordinates whose products are summed in float32: few enough to stay exact to 1e-8. Not a power of two, because rows
+of a block are a multiple of this apart, and rows a power of two apart share the same few cache sets."""
+BLOCK_BYTES = 8 << 20
+"""Largest size of one (n, c) float32 block, which stays in the cache between being gathered and being multiplied."""
 
 
 def open_updates(updates: Updates | UpdateSource, *, any_rank: bool = False) -> UpdateSource:
@@ -64,7 +67,7 @@ def open_updates(updates: Updates | UpdateSource, *, any_rank: bool = False) -> 
     raise UpdateError(f"an update must be a tensor, a mapping or a path, got {type(updates[0]).__name__}")
 
 
-def blocks(source: UpdateSource, *, double: bool = False, width: int | None = None) -> Iterator[tuple[Segment, Tensor]]:
+def blocks(source: UpdateSource, *, double: bool = False) -> Iterator[tuple[Segment, Tensor]]:
     """Yields every coordinate once, as (segment, (n, c) block).
 
     Blocks are float64 where `double` is set or the tensor is float64, else float32. A block is only valid until
@@ -73,23 +76,39 @@ def blocks(source: UpdateSource, *, double: bool = False, width: int | None = No
     Args:
         source: the updates.
         double: whether to yield float64 whatever the dtype.
-        width: most coordinates in a block; by default as many as fill the source's `block_bytes`.
     """
     count = len(source.labels)
-    width = width or max(2048, min(65536, source.block_bytes // (4 * count) // 2048 * 2048))
+    width = PIECE * max(1, min(8, BLOCK_BYTES // (4 * count * PIECE)))
     buffers: dict[torch.dtype, Tensor] = {}
     for name, spec in source.layout.items():
         dtype = torch.float64 if double or spec.dtype == torch.float64 else torch.float32
-        for start in range(0, spec.numel, width):
-            segment = Segment(name, start, min(start + width, spec.numel))
-            block = source.view(segment) if spec.dtype == dtype else None
-            if block is None:
-                if dtype not in buffers:
-                    # Rows padded by a cache line: rows a power of two apart would share the same few cache sets.
-                    buffers[dtype] = torch.empty(count, width + 16, dtype=dtype, device=source.device)
-                block = buffers[dtype][:, : segment.stop - start]
-                source.gather(segment, block)
-            yield segment, block
+        stop = 0
+        if spec.numel == 0:
+            continue
+        for piece in source.split(name, width):
+            if not (isinstance(piece, Tensor) and piece.dtype == dtype) and dtype not in buffers:
+                buffers[dtype] = torch.empty(count * width, dtype=dtype, device=source.device)
+            block = as_rows(piece, dtype, buffers.get(dtype))
+            start, stop = stop, stop + block.shape[1]
+            yield Segment(name, start, stop), block
+
+
+def as_rows(piece: Piece, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
+    """(n, c) coordinates of all clients in a dtype: the piece itself where it is that, else a copy.
+
+    Args:
+        piece: coordinates of all clients.
+        dtype: wanted.
+        buffer: vector of that dtype to copy into, where there is one large enough.
+    """
+    if isinstance(piece, Tensor):
+        if piece.dtype == dtype or buffer is None:
+            return piece.to(dtype)
+        return buffer[: piece.numel()].view(piece.shape).copy_(piece)
+    if buffer is None:
+        return torch.stack([row.to(dtype) for row in piece])
+    flat = buffer[: len(piece) * len(piece[0])]
+    return torch.cat(list(piece), out=flat).view(len(piece), -1)
 
 
 @dataclass(frozen=True)
@@ -107,15 +126,11 @@ class MatrixSource:
     def device(self) -> torch.device:
         return self.rows.device
 
-    @property
-    def block_bytes(self) -> int:
-        return BLOCK_BYTES
+    def split(self, name: str, width: int) -> Iterator[Piece]:
+        return iter(torch.split(self.rows, width, dim=1))
 
-    def view(self, segment: Segment) -> Tensor | None:
+    def piece(self, segment: Segment) -> Piece:
         return self.rows[:, segment.start : segment.stop]
-
-    def gather(self, segment: Segment, out: Tensor) -> None:
-        out.copy_(self.rows[:, segment.start : segment.stop])
 
     def one(self, client: int, name: str) -> Tensor:
         return self.rows[client]
@@ -150,16 +165,17 @@ class AdapterSource:
     def device(self) -> torch.device:
         return next(iter(self.adapters[0].values())).device
 
-    @property
-    def block_bytes(self) -> int:
-        return BLOCK_BYTES
+    def split(self, name: str, width: int) -> Iterator[Piece]:
+        rows = (torch.split(self._flat(client, name), width) for client in range(len(self.adapters)))
+        return iter(zip(*rows, strict=True))
 
-    def view(self, segment: Segment) -> Tensor | None:
-        return None
+    def piece(self, segment: Segment) -> Piece:
+        part = slice(segment.start, segment.stop)
+        return [self._flat(client, segment.name)[part] for client in range(len(self.adapters))]
 
-    def gather(self, segment: Segment, out: Tensor) -> None:
-        for row, adapter in zip(out.unbind(0), self.adapters, strict=True):
-            row.copy_(_flat(adapter[segment.name], segment))
+    def _flat(self, client: int, name: str) -> Tensor:
+        # A strided tensor is laid out anew here, one name at a time and for as long as that is read.
+        return self.adapters[client][name].detach().reshape(-1)
 
     def one(self, client: int, name: str) -> Tensor:
         return self.adapters[client][name].detach()
@@ -173,11 +189,6 @@ class AdapterSource:
 
     def assemble(self, tensors: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
         return tensors[""] if self.plain else tensors
-
-
-def _flat(tensor: Tensor, segment: Segment) -> Tensor:
-    """Coordinates of one tensor as a vector; a strided tensor is laid out anew, alone and for a moment."""
-    return tensor.detach().reshape(-1)[segment.start : segment.stop]
 
 
 def _matrix(updates: Tensor) -> UpdateSource:
