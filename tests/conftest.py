@@ -1,6 +1,3 @@
-# NOTICE to the author of the zoo fixtures (zoo, load, anyone, examples, ...): at 21:49 this file was overwritten by the
-# helper who owns config/records/cli, by mistake; your uncommitted version could not be recovered from here. Please put
-# your fixtures back into this file, beside the ones below (they share no names), and delete this notice. Sorry.
 """What tests of several rooms share: tiny models on disk, and data to train and measure them on."""
 
 from __future__ import annotations
@@ -155,6 +152,7 @@ _CORPUS = (
     "### Instruction: ### Response: Answer: Question: maybe",
 )
 _SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
+_LORA = Lora(rank=2, alpha=4.0)
 _GROUPED = {**_SHAPE, "num_key_value_heads": 2}
 
 
@@ -240,7 +238,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def load(zoo: Callable[[str], Path]) -> Callable[..., AdaptedModel]:
     """Loads a model of the zoo; its adapter is random throughout, so that it changes what the base says."""
 
-    def make(name: str, *, lora: Lora | None = Lora(rank=2, alpha=4.0), **options: Any) -> AdaptedModel:
+    def make(name: str, *, lora: Lora | None = _LORA, **options: Any) -> AdaptedModel:
         values: dict[str, Any] = {"template": "plain", "max_length": 48, "device": "cpu", **options}
         if name in CLASSIFIERS:
             values = {"kind": "sequence-classification", "heads": {"sst2": 2, "mnli": 3}, **values}

@@ -2,8 +2,8 @@
 
 The package is imported once and each run is forked from there, so that killing one costs a fraction of a second. Keys:
 "config" and "directory" of a run; "resume", to go on with it; "kill", a name in `INSTANTS` or the seconds after which
-the run is killed; "count", at which time that instant comes (1, 2, ...). Replies with the run's exit status: 0 finished,
--9 killed, else its error has gone to stderr.
+the run is killed; "count", at which time that instant comes (1, 2, ...). Replies with the run's exit status: 0
+finished, -9 killed, else its error has gone to stderr.
 """
 
 from __future__ import annotations

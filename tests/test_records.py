@@ -64,9 +64,7 @@ def config_file(make_config: Callable[..., Path]) -> Path:
 
 def results(directory: Path) -> dict[str, bytes]:
     """What must be equal, bit for bit."""
-    found = {
-        name: (directory / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "metrics.jsonl")
-    }
+    found = {name: (directory / name).read_bytes() for name in ("adapter/adapter_model.safetensors", "metrics.jsonl")}
     evaluation = (directory / "evaluation.json").read_text().replace(f'"{directory.name}"', '""')
     return {**found, "evaluation": evaluation.encode()}
 
@@ -97,9 +95,7 @@ def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(order: Order, conf
         assert results(killed) == expected, instant
 
 
-def test_a_run_killed_again_and_again_resumes_to_the_same_bits(
-    order: Order, config_file: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_again_and_again_resumes_to_the_same_bits(order: Order, config_file: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert order(config=config_file, directory=whole) == 0
     times = random.Random(0)
@@ -151,7 +147,7 @@ def test_lines_missing_before_the_checkpoint_are_told(stopped: Path) -> None:
 
 
 def test_another_configuration_does_not_go_on_with_a_run(stopped: Path, config_file: Path) -> None:
-    with pytest.raises(RecordError, match="holds a run of another configuration.*--resume"):
+    with pytest.raises(RecordError, match=r"holds a run of another configuration.*--resume"):
         experiment.run(load(config_file, ["seed=1"]), stopped)
 
 
@@ -159,7 +155,7 @@ def test_checkpoints_without_a_configuration_are_refused(stopped: Path, config_f
     (stopped / "config.toml").unlink()
     with pytest.raises(RecordError, match="holds no run"):
         experiment.resume(stopped)
-    with pytest.raises(RecordError, match="no config.toml to say of what"):
+    with pytest.raises(RecordError, match=r"no config.toml to say of what"):
         experiment.run(load(config_file), stopped)
 
 
@@ -184,7 +180,7 @@ def test_a_finished_run_is_not_run_again_even_where_its_data_is_gone(
 def test_a_finished_run_with_a_broken_evaluation_says_so(tmp_path: Path) -> None:
     for text in ("", "[]", '{"rows": 3}'):
         (tmp_path / "evaluation.json").write_text(text)
-        with pytest.raises(RecordError, match="not a finished evaluation.*Remove it"):
+        with pytest.raises(RecordError, match=r"not a finished evaluation.*Remove it"):
             records.read_evaluation(tmp_path)
 
 

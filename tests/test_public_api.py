@@ -1,0 +1,106 @@
+"""What `import fedeat` gives, what it costs, and which rooms may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedeat
+
+SOURCE = Path(fedeat.__file__).parent
+
+# From the ground up. A module imports from rows below its own, or from its own row.
+LAYERS = (
+    {"errors", "seeding", "layout"},
+    {"updates", "safetensors_files", "data"},
+    {"sources", "partition", "encoding"},
+    {"geometry"},
+    {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure"},
+    {"resilience", "objective"},
+    {"aggregation", "perturbation"},
+    {"algorithm"},
+    {"loading", "adapter_files"},
+    {"model"},
+    {"engine", "evaluation", "attacks", "schema"},
+    {"consistency"},
+    {"config"},
+    {"inputs", "binding"},
+    {"round_records", "records"},
+    {"experiment", "calibration", "report"},
+    {"side_by_side"},
+    {"comparison", "terminal"},
+    {"demo"},
+    {"cli"},
+)
+ALGORITHM = set().union(*LAYERS[:8]) - {"safetensors_files", "data", "partition", "encoding"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the modules a file imports, `fedeat.x` for the package's own."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "fedeat":
+            found |= {f"fedeat.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+FILES = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    height = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    rooms = {name.split(".")[1] for name in imported(path) if name.startswith("fedeat.")}
+    assert {room(path), *rooms} <= height.keys(), "a new room: give it its place in LAYERS"
+    assert not {name for name in rooms if height[name] > height[room(path)]}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in ALGORITHM], ids=lambda path: str(path.name))
+def test_the_algorithm_knows_torch_alone(path: Path) -> None:
+    foreign = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"fedeat", "torch"}
+    assert not foreign
+
+
+def test_every_public_name_exists_and_the_list_is_sorted() -> None:
+    assert all(hasattr(fedeat, name) for name in fedeat.__all__)
+    constants_then_classes_then_functions = sorted(
+        fedeat.__all__, key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+    )
+    assert fedeat.__all__ == constants_then_classes_then_functions
+
+
+def test_importing_the_package_loads_no_model_library() -> None:
+    heavy = "transformers", "peft", "flwr", "datasets", "pydantic", "matplotlib"
+    code = f"import sys, fedeat; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_loads_neither_torch_nor_a_model_library() -> None:
+    code = (
+        "import sys; sys.argv = ['fedeat', '--help']\n"
+        "from fedeat import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('transformers', 'peft', 'datasets', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_errors_are_one_family() -> None:
+    errors = [getattr(fedeat, name) for name in fedeat.__all__ if name.endswith("Error")]
+    assert errors
+    assert all(issubclass(error, fedeat.FedeatError) for error in errors)
