@@ -54,16 +54,26 @@ class ClientWeights:
 
 
 @dataclass(frozen=True)
-class _State:
-    """An iterate y and what is derived from it; n clients, coefficients sum to one."""
+class State:
+    """An iterate `y = sum_i c_i x_i` and what is derived from it.
+
+    Attributes:
+        coefficients: (n,) float64, c; they sum to one.
+        products: (n,) float64, K c.
+        square: c'K c.
+        radii: (n,) float64, distances of the updates from y.
+        pulls: (n,) float64, prior weight over distance.
+        step: (n,) float64, coefficients of Weiszfeld's step; they sum to zero.
+        slope: length of the gradient, in 0..1.
+    """
 
     coefficients: Tensor
-    products: Tensor  # K c
-    square: float  # c'Kc
-    radii: Tensor  # |x_i - y|
-    pulls: Tensor  # a_i / r_i
-    step: Tensor  # coefficients of Weiszfeld's step
-    slope: float  # |gradient|, in 0..1
+    products: Tensor
+    square: float
+    radii: Tensor
+    pulls: Tensor
+    step: Tensor
+    slope: float
 
 
 def geometric_median(
@@ -98,7 +108,7 @@ def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -
         return found
     tried = {start}
     gram = recentred(gram, start)
-    state = _state(gram, prior, found)
+    state = iterate(gram, prior, found)
     iterations = 0
     while iterations < max_iterations and state.slope > _ROUNDING:
         nearest = int(torch.argmin(state.radii / prior))
@@ -108,9 +118,9 @@ def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -
             point = _at_data_point(gram, distances, prior, nearest)
             if isinstance(point, ClientWeights):
                 return ClientWeights(point.weights, iterations, point.objective, point.gap, point.majority_gap)
-        newton = _newton_direction(gram, state)
+        newton = newton_direction(gram, state)
         steps = [state.step] if newton is None else [newton * _stride(gram, prior, state, newton), state.step]
-        candidates = [_state(gram, prior, state.coefficients + step) for step in steps]
+        candidates = [iterate(gram, prior, state.coefficients + step) for step in steps]
         changes = [_change(gram, prior, state, other) for other in candidates]
         noise = 4 * _ROUNDING * float(prior @ state.radii.clamp(max=2 * state.radii.median()))
         best = min(range(len(steps)), key=lambda index: changes[index])
@@ -155,7 +165,8 @@ def _at_data_point(gram: Tensor, distances: Tensor, prior: Tensor, point: int) -
     return (1 - share) * pulls / pulls.sum() + share * torch.where(same, prior, 0.0) / mass
 
 
-def _state(gram: Tensor, prior: Tensor, coefficients: Tensor) -> _State:
+def iterate(gram: Tensor, prior: Tensor, coefficients: Tensor) -> State:
+    """The iterate of these coefficients."""
     products = gram @ coefficients
     square = float(coefficients @ products)
     squares = gram.diagonal() - 2 * products + square
@@ -165,10 +176,10 @@ def _state(gram: Tensor, prior: Tensor, coefficients: Tensor) -> _State:
     total = float(pulls.sum())
     step = pulls / total - coefficients
     slope = total * math.sqrt(max(0.0, float(step @ (gram @ step))))
-    return _State(coefficients, products, square, radii, pulls, step, slope)
+    return State(coefficients, products, square, radii, pulls, step, slope)
 
 
-def _newton_direction(gram: Tensor, state: _State) -> Tensor | None:
+def newton_direction(gram: Tensor, state: State) -> Tensor | None:
     """Coefficients, summing to zero, of the Newton step; None where the Hessian is singular.
 
     The Hessian is `B (I - sum_i q_i^2 u_i u_i')` with unit vectors u_i towards the clients, B = sum of pulls and
@@ -187,7 +198,7 @@ def _newton_direction(gram: Tensor, state: _State) -> Tensor | None:
     return state.step + along - state.coefficients * along.sum()
 
 
-def _stride(gram: Tensor, prior: Tensor, state: _State, direction: Tensor) -> float:
+def _stride(gram: Tensor, prior: Tensor, state: State, direction: Tensor) -> float:
     """How many times a direction's length to go: 1 near the optimum, else the least objective along the line.
 
     Between two tight clusters the objective is nearly flat and a plain Newton step covers a small part of the way.
@@ -215,7 +226,7 @@ def _stride(gram: Tensor, prior: Tensor, state: _State, direction: Tensor) -> fl
     return low if low > 0 else high
 
 
-def _change(gram: Tensor, prior: Tensor, old: _State, new: _State) -> float:
+def _change(gram: Tensor, prior: Tensor, old: State, new: State) -> float:
     """Objective at `new` minus that at `old`, without cancellation between large distances."""
     move = new.coefficients - old.coefficients
     products = gram @ move
@@ -224,7 +235,7 @@ def _change(gram: Tensor, prior: Tensor, old: _State, new: _State) -> float:
     return float(prior @ (squares / (new.radii + old.radii)))
 
 
-def _certified_gap(gram: Tensor, prior: Tensor, state: _State) -> tuple[float, float]:
+def _certified_gap(gram: Tensor, prior: Tensor, state: State) -> tuple[float, float]:
     """Proven bounds of how far the objective is above its minimum: of it all, and of what the nearest half pays.
 
     Any vectors u_i with |u_i| <= a_i and sum zero prove `minimum >= sum_i <u_i, x_i - y>`. Gradient terms g_i have the
@@ -234,7 +245,7 @@ def _certified_gap(gram: Tensor, prior: Tensor, state: _State) -> tuple[float, f
     more than half the weight allow.
     """
     objective = float(prior @ state.radii)
-    newton = _newton_direction(gram, state)
+    newton = newton_direction(gram, state)
     gaps = [_dual_gap(gram, prior, state, step) for step in (torch.zeros_like(prior), newton) if step is not None]
     order = torch.argsort(state.radii)
     paid = torch.cumsum((prior * state.radii)[order], 0)
@@ -246,7 +257,7 @@ def _certified_gap(gram: Tensor, prior: Tensor, state: _State) -> tuple[float, f
     return least / objective + 8 * _ROUNDING, least / nearest + 8 * _ROUNDING
 
 
-def _dual_gap(gram: Tensor, prior: Tensor, state: _State, move: Tensor) -> float:
+def _dual_gap(gram: Tensor, prior: Tensor, state: State, move: Tensor) -> float:
     """Objective minus the dual value for the Newton step whose coefficients `move` sum to zero."""
     products = gram @ move
     length = max(0.0, float(move @ products))
