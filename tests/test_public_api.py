@@ -19,7 +19,7 @@ LAYERS = (
     {"updates", "safetensors_files", "data"},
     {"sources", "partition", "encoding"},
     {"geometry"},
-    {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure"},
+    {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure", "sampling"},
     {"resilience", "objective"},
     {"aggregation", "perturbation"},
     {"algorithm"},
