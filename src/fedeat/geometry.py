@@ -24,7 +24,7 @@ from fedeat.errors import UpdateError
 from fedeat.layout import Segment, UpdateSource, title
 from fedeat.sources import PIECE, Updates, as_rows, blocks, open_updates
 
-SMALL = 1 << 20
+SMALL = 1 << 18
 """Up to this many coordinates in all, float64 products cost nothing worth saving."""
 
 _FLOAT32_ROUNDING = 2.0**-24
