@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedeat.data import Batch, Example
@@ -146,9 +147,7 @@ def count_layer_runs(model: AdaptedModel) -> tuple[list[int], Callable[[], None]
     """Counts forward passes of something inside the first layer, which a recomputed layer runs twice."""
     runs = [0]
     layer = next(module for module in model.network.modules() if isinstance(module, GradientCheckpointingLayer))
-    inside = next(
-        module for module in layer.modules() if isinstance(module, nn.LayerNorm) or "Norm" in str(type(module))
-    )
+    inside = next(module for module in layer.modules() if "Norm" in type(module).__name__)
     handle = inside.register_forward_hook(lambda *args: runs.__setitem__(0, runs[0] + 1))
     return runs, handle.remove
 
@@ -206,9 +205,10 @@ def test_adapter_dropout_acts_in_training_alone(load: Load, examples: list[Examp
 def test_attack_mode_freezes_parameters_and_restores_them_after_an_error(load: Load) -> None:
     model = load("llama")
     parameters = model.adapter_parameters().values()
-    with pytest.raises(RuntimeError, match="interrupted"), model.attacking():
+    with model.attacking():
         assert not any(parameter.requires_grad for parameter in parameters)
-        raise RuntimeError("interrupted")
+    with contextlib.suppress(KeyboardInterrupt), model.attacking():
+        raise KeyboardInterrupt
     assert all(parameter.requires_grad for parameter in parameters)
     assert not any(module.training for module in model.network.modules())
 
@@ -263,7 +263,7 @@ def test_adapter_files_have_the_same_bytes_whenever_they_are_written(load: Load,
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
     # PEFT keeps them as a set, whose order is another in every process.
     targets = json.loads((tmp_path / "here" / "adapter_config.json").read_text())["target_modules"]
-    assert len(targets) == 7
+    assert len(targets) == 14
     assert targets == sorted(targets)
 
 
@@ -464,13 +464,13 @@ class TestRefusedByName:
         assert "Expected LORA" in refusal(zoo("llama"), tmp_path)
 
     def test_task_without_a_head(self, load: Load) -> None:
-        with pytest.raises(ModelError, match="no head for task 'qqp'. It has sst2, mnli"):
+        with pytest.raises(ModelError, match=r"no head for task 'qqp'\. It has sst2, mnli"):
             load("bert-classifier").encode(Example("a", task="qqp"))
 
     def test_foreign_tensors(self, load: Load) -> None:
         model = load("llama")
         before = model.adapter()
-        first, last = list(before)[0], list(before)[-1]
+        first, last = next(iter(before)), list(before)[-1]
         with pytest.raises(ModelError, match="1 tensors differ, first 'other'"):
             model.load_adapter({**before, "other": torch.zeros(1)})
         with pytest.raises(ModelError, match="has shape"):

@@ -50,7 +50,7 @@ def pgd(
         generator: used by a random start alone.
         radius: >= 0, of the ball, in embedding units.
         steps: K >= 0, ascent steps, each one forward and one backward pass.
-        step_size: > 0, in embedding units; None for 2.5 radius / K, which can reach any point of the ball.
+        step_size: >= 0, in embedding units; None for 2.5 radius / K, which can reach any point of the ball.
         norm: which ball.
         projection: "accumulated" projects delta after each step, standard PGD. "step" projects each *step*, as the
             paper prints Eq. 3, with the raw gradient: K steps may then leave the ball, and a step much shorter
@@ -63,8 +63,8 @@ def pgd(
     Raises:
         ValueError: a number is out of its range, or the norm is unknown.
     """
-    if not radius >= 0 or steps < 0 or (step_size is not None and not step_size > 0):
-        raise ValueError(f"expected radius >= 0, steps >= 0, step_size > 0, got {radius}, {steps}, {step_size}")
+    if not radius >= 0 or steps < 0 or (step_size is not None and not step_size >= 0):
+        raise ValueError(f"expected radius >= 0, steps >= 0, step_size >= 0, got {radius}, {steps}, {step_size}")
     keep = mask.unsqueeze(-1).to(torch.float32)
     delta = torch.zeros(embeddings.shape, dtype=torch.float32, device=embeddings.device)
     if radius == 0:

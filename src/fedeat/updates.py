@@ -95,8 +95,9 @@ def validate(
 
 def _defect(update: ClientUpdate, reference: Adapter) -> str | None:
     """First reason to reject an update, or None."""
-    if not isinstance(update.num_examples, int) or update.num_examples <= 0:
-        return f"num_examples must be a positive integer, got {update.num_examples!r}"
+    claim = update.num_examples
+    if not isinstance(claim, int) or isinstance(claim, bool) or claim <= 0:
+        return f"num_examples must be a positive integer, got {claim!r}"
     missing, extra = sorted(reference.keys() - update.delta.keys()), sorted(update.delta.keys() - reference.keys())
     if missing:
         return f"{len(missing)} of {len(reference)} tensors are missing, first {missing[0]!r}"

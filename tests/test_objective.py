@@ -1,0 +1,53 @@
+"""Objectives and losses against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedeat.objective import adversarial, mixed, sample_sum, token_mean
+
+
+def loss(delta: Tensor | None) -> Tensor:
+    return torch.tensor(2.0) if delta is None else 3.0 + delta.sum()
+
+
+def test_adversarial_is_the_loss_at_the_perturbation_or_clean_without_one() -> None:
+    assert float(adversarial(loss, torch.ones(2))) == 5.0
+    assert float(adversarial(loss, None)) == 2.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_mixed_adds_the_weighted_adversarial_loss(weight: float) -> None:
+    assert float(mixed(loss, torch.ones(2), weight=weight)) == 2.0 + weight * 5.0
+    assert float(mixed(loss, None, weight=weight)) == 2.0
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_sign_as_printed_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="expected weight >= 0"):
+        mixed(loss, torch.ones(2), weight=weight)
+
+
+def test_losses_are_means_of_negative_log_probabilities() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    targets, samples = torch.tensor([1, 2, 3, 4, 0]), torch.tensor([0, 0, 0, 2, 2])
+    rows = -logits.double().log_softmax(-1)[range(5), targets]
+    assert float(token_mean(logits, targets)) == pytest.approx(float(rows.mean()))
+    by_sample = rows[:3].mean() + rows[3:].mean()  # sample 1 has no supervised row
+    assert float(sample_sum(logits, targets, samples)) == pytest.approx(float(by_sample))
+
+
+def test_losses_of_half_precision_logits_are_float32() -> None:
+    logits, targets = torch.randn(4, 9).bfloat16(), torch.zeros(4, dtype=torch.long)
+    assert token_mean(logits, targets).dtype == torch.float32
+    assert sample_sum(logits, targets, torch.arange(4)).dtype == torch.float32
+
+
+def test_masked_classes_give_no_gradient_and_no_nan() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    masked = logits.masked_fill(torch.tensor([[False, False, True]] * 2), float("-inf"))
+    (gradient,) = torch.autograd.grad(token_mean(masked, torch.tensor([0, 1])), logits)
+    assert bool(gradient.isfinite().all())
+    assert not bool(gradient[:, 2].any())
