@@ -292,12 +292,12 @@ def _by_coordinate(
     layout = source.layout
     value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
     shares = torch.zeros(len(source.labels), dtype=torch.float64)
-    for segment, block in blocks(source):
+    for segments, block in blocks(source):
         finite = torch.isfinite(block).all(1)
         if not bool(finite.all()):
             geometry.require_finite(source, torch.nonzero(~finite).flatten().tolist())
         values, counts = columns(block, prior)
-        value[segment.name][segment.start : segment.stop].copy_(values)
+        geometry.fill(value, segments, values)
         shares += counts.cpu()
     tensors = {name: tensor.reshape(layout[name].shape) for name, tensor in value.items()}
     return source.assemble(tensors), shares / shares.sum()

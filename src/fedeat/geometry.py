@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,16 +155,29 @@ def combine(
     double = double or outlandish or sum(spec.numel for spec in layout.values()) * len(source.labels) <= SMALL
     value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
     factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
-    for segment, block in blocks(source, double=double):
-        out = value[segment.name][segment.start : segment.stop]
+    for segments, block in blocks(source, double=double):
         part = factors[block.dtype]
         if centre is not None:
-            out.copy_(block[centre] + torch.mv((block - block[centre]).T, part))
-        elif out.dtype == block.dtype:
-            torch.mv(block.T, part, out=out)
+            total = block[centre] + torch.mv((block - block[centre]).T, part)
         else:
-            out.copy_(torch.mv(block.T, part))
+            total = torch.mv(block.T, part)
+        fill(value, segments, total)
     return source.assemble({name: tensor.reshape(layout[name].shape) for name, tensor in value.items()})
+
+
+def fill(value: Mapping[str, Tensor], segments: Sequence[Segment], coordinates: Tensor) -> None:
+    """Copies the coordinates of one block to where they belong in flattened tensors.
+
+    Args:
+        value: name -> flattened tensor, written to.
+        segments: of the block.
+        coordinates: (c,) of all segments, one after the other.
+    """
+    offset = 0
+    for segment in segments:
+        size = segment.stop - segment.start
+        value[segment.name][segment.start : segment.stop] = coordinates[offset : offset + size]
+        offset += size
 
 
 def squared_distances(gram: Tensor) -> Tensor:
@@ -296,16 +310,16 @@ def _sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: in
 
     A wrong answer costs a second reading, never the result, for `measure` checks what it gets.
     """
-    budget = max(8192, coordinates // 64)
     total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64)
+    step = coordinates // max(4, coordinates // (64 * PIECE))
+    due, passed = step // 2, 0
     for name, spec in source.layout.items():
-        length = max(1, min(2048, spec.numel * budget // coordinates))
-        pieces = max(1, spec.numel * budget // coordinates // length)
-        stride = spec.numel // pieces
-        for piece in range(pieces):
-            segment = Segment(name, piece * stride, min(piece * stride + length, spec.numel))
-            rows = as_rows(source.piece(segment), torch.float32)
+        while due < passed + spec.numel:
+            start = min(due - passed, max(0, spec.numel - PIECE))
+            rows = as_rows([source.piece(Segment(name, start, min(start + PIECE, spec.numel)))], torch.float32)
             total.add_((rows @ rows.T).cpu())
+            due += step
+        passed += spec.numel
     finite = torch.isfinite(total.diagonal())
     if not bool(finite.all()):
         return None

@@ -95,7 +95,7 @@ def _draw(source: UpdateSource, budget: int, coordinates: int, generator: torch.
 def _sampled_gram(source: UpdateSource, segments: Sequence[Segment], centre: int | None) -> Tensor:
     total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
     for segment in segments:
-        rows = as_rows(source.piece(segment), torch.float32)
+        rows = as_rows([source.piece(segment)], torch.float32)
         if centre is not None:
             rows = rows - rows[centre]
         total += rows @ rows.T

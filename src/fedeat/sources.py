@@ -28,7 +28,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PIECE = 2064
 """Coordinates whose products are summed in float32: few enough to stay exact to 1e-8. Not a power of two, because rows
 of a block are a multiple of this apart, and rows a power of two apart share the same few cache sets."""
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """Largest size of one (n, c) float32 block, which stays in the cache between being gathered and being multiplied."""
 
 
@@ -67,48 +67,64 @@ def open_updates(updates: Updates | UpdateSource, *, any_rank: bool = False) -> 
     raise UpdateError(f"an update must be a tensor, a mapping or a path, got {type(updates[0]).__name__}")
 
 
-def blocks(source: UpdateSource, *, double: bool = False) -> Iterator[tuple[Segment, Tensor]]:
-    """Yields every coordinate once, as (segment, (n, c) block).
+def blocks(source: UpdateSource, *, double: bool = False) -> Iterator[tuple[Sequence[Segment], Tensor]]:
+    """Yields every coordinate once, as ((segments of c coordinates in all), (n, c) block).
 
-    Blocks are float64 where `double` is set or the tensor is float64, else float32. A block is only valid until
-    the next one is asked for, and must not be written to.
+    Blocks are float64 where `double` is set or the tensor is float64, else float32. Small tensors share a block, for a
+    block costs as much time as ten thousand coordinates. A block is only valid until the next one is asked for, and
+    must not be written to.
 
     Args:
         source: the updates.
         double: whether to yield float64 whatever the dtype.
     """
     count = len(source.labels)
-    width = PIECE * max(1, min(8, BLOCK_BYTES // (4 * count * PIECE)))
+    width = PIECE * max(1, min(16, BLOCK_BYTES // (4 * count * PIECE)))
     buffers: dict[torch.dtype, Tensor] = {}
+    waiting: list[tuple[Segment, Piece]] = []
+    size, kind = 0, torch.float32
+
+    def gathered() -> tuple[Sequence[Segment], Tensor]:
+        if kind not in buffers and not (len(waiting) == 1 and _is_rows(waiting[0][1], kind)):
+            buffers[kind] = torch.empty(count * width, dtype=kind, device=source.device)
+        block = as_rows([piece for _, piece in waiting], kind, buffers.get(kind))
+        return [segment for segment, _ in waiting], block
+
     for name, spec in source.layout.items():
-        dtype = torch.float64 if double or spec.dtype == torch.float64 else torch.float32
-        stop = 0
         if spec.numel == 0:
             continue
+        dtype = torch.float64 if double or spec.dtype == torch.float64 else torch.float32
+        start = 0
         for piece in source.split(name, width):
-            if not (isinstance(piece, Tensor) and piece.dtype == dtype) and dtype not in buffers:
-                buffers[dtype] = torch.empty(count * width, dtype=dtype, device=source.device)
-            block = as_rows(piece, dtype, buffers.get(dtype))
-            start, stop = stop, stop + block.shape[1]
-            yield Segment(name, start, stop), block
+            stop = min(start + width, spec.numel)
+            if waiting and (size + stop - start > width or dtype != kind):
+                yield gathered()
+                waiting, size = [], 0
+            waiting.append((Segment(name, start, stop), piece))
+            size, kind, start = size + stop - start, dtype, stop
+    if waiting:
+        yield gathered()
 
 
-def as_rows(piece: Piece, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
-    """(n, c) coordinates of all clients in a dtype: the piece itself where it is that, else a copy.
+def as_rows(pieces: Sequence[Piece], dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
+    """(n, c) coordinates of all clients in a dtype: the piece itself where it is one and is that, else a copy.
 
     Args:
-        piece: coordinates of all clients.
+        pieces: coordinates of all clients, to be put side by side.
         dtype: wanted.
         buffer: vector of that dtype to copy into, where there is one large enough.
     """
-    if isinstance(piece, Tensor):
-        if piece.dtype == dtype or buffer is None:
-            return piece.to(dtype)
-        return buffer[: piece.numel()].view(piece.shape).copy_(piece)
+    if len(pieces) == 1 and _is_rows(pieces[0], dtype):
+        return cast(Tensor, pieces[0])
+    count = len(pieces[0])
+    parts = list(pieces[0]) if len(pieces) == 1 else [piece[client] for client in range(count) for piece in pieces]
     if buffer is None:
-        return torch.stack([row.to(dtype) for row in piece])
-    flat = buffer[: len(piece) * len(piece[0])]
-    return torch.cat(list(piece), out=flat).view(len(piece), -1)
+        return torch.cat(parts).view(count, -1).to(dtype)
+    return torch.cat(parts, out=buffer[: count * sum(len(piece[0]) for piece in pieces)]).view(count, -1)
+
+
+def _is_rows(piece: Piece, dtype: torch.dtype) -> bool:
+    return isinstance(piece, Tensor) and piece.dtype == dtype
 
 
 @dataclass(frozen=True)
