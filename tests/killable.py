@@ -9,6 +9,7 @@ finished, -9 killed, else its error has gone to stderr.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -89,6 +90,23 @@ def work(order: dict[str, Any]) -> None:
         experiment.resume(directory)
     else:
         experiment.run(load(Path(order["config"])), directory)
+
+
+def job_that_dies(tell: object) -> None:
+    """A job of `fedeat.side_by_side` whose process is killed."""
+    die()
+
+
+def job_with_a_defect(tell: object) -> float:
+    """One that raises what nobody meant to raise."""
+    return 1 / 0
+
+
+def job_that_works(tell: Callable[[str, int, int], None]) -> int:
+    """One that tells how far it is and returns."""
+    tell("work", 1, 2)
+    logging.getLogger("fedeat.test").warning("said once")
+    return 3
 
 
 def main() -> None:

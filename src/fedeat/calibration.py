@@ -127,11 +127,13 @@ def recommend(points: Sequence[Point], *, chance: float) -> float | None:
     Args:
         points: in rising order of radius.
         chance: 0..1, accuracy that needs no input.
+
+    Returns:
+        A radius of the points; None where even the smallest takes more, or the model is no better than chance.
     """
     best = None
     for point in points:
-        floor = min(chance, point.accuracy)  # a model below chance keeps nothing to halve
-        if point.adversarial_accuracy < floor + (point.accuracy - floor) / 2:
+        if point.accuracy <= chance or point.adversarial_accuracy < (chance + point.accuracy) / 2:
             break
         best = point.radius
     return best

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import sys
 import traceback
@@ -135,6 +136,9 @@ def evaluate(
     template: Annotated[str, typer.Option(help="auto, alpaca, chat or plain.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts a forward pass.")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a prompt may have. Default: 512, or what the model was made for.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Benign rows used of each file, drawn at random.")] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write rows and predictions.")
@@ -158,7 +162,10 @@ def evaluate(
     _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
     sets = inputs.evaluation_sets(sources)
-    network = load_model(ModelSource(model, dtype=dtype, template=template), lora=None, adapter=adapter)
+    length = max_length or int(min(512, _positions(model)))
+    network = load_model(
+        ModelSource(model, dtype=dtype, template=template, max_length=length), lora=None, adapter=adapter
+    )
     sets = inputs.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
     with terminal.stage_bars() as tell:
         rows, predictions = evaluation.evaluate(
@@ -326,6 +333,18 @@ def _show(rows: Sequence[Row]) -> None:
         report.print_tables(rows, terminal.out)
     else:
         terminal.out.print("Nothing was evaluated: evaluation.data is empty.")
+
+
+def _positions(model: str) -> float:
+    """How many tokens a model was made for, infinity where it does not say or cannot be read."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model).get_text_config()
+    except Exception:  # loading the model says what is wrong with it
+        return math.inf
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else math.inf
 
 
 def _adapter_name(adapter: Path) -> str:

@@ -1,0 +1,339 @@
+"""The command line as a person meets it: what it does, and one message without a traceback for what it cannot do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import peft
+import pytest
+import transformers
+
+from fedeat import cli, experiment, terminal
+from fedeat.errors import explanation
+
+MakeConfig: TypeAlias = Callable[..., Path]
+Fedeat: TypeAlias = Callable[..., tuple[int, str, str]]
+hf: Any = transformers
+COMMANDS = ("run", "compare", "evaluate", "calibrate", "report", "demo")
+
+
+@pytest.fixture
+def fedeat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fedeat:
+    """Runs a command in this process, in an empty directory; returns exit code, stdout, stderr."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedeat", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 0
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str], *expected: str) -> None:
+    """The command exited with 2 and one message that says all this."""
+    code, out, err = result
+    assert code == 2, err
+    assert "Traceback" not in err + out
+    assert len(re.findall(r"^error: ", err, re.MULTILINE)) == 1
+    for text in expected:
+        assert text in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself_with_an_example_or_its_outputs(command: str, fedeat: Fedeat) -> None:
+    code, out, err = fedeat(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"fedeat {command}" in out
+    assert "Example:" in out or "Writes" in out
+
+
+def test_help_names_every_command_and_the_exit_codes(fedeat: Fedeat) -> None:
+    code, out, _ = fedeat("--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert "Exit codes" in out
+
+
+@pytest.mark.parametrize("arguments", [("rum",), ("run", "--sett", "x"), ("evaluate", "--model", "m"), ("compare",)])
+def test_a_misspelt_command_line_exits_with_2(arguments: tuple[str, ...], fedeat: Fedeat) -> None:
+    code, out, err = fedeat(*arguments)
+    assert code == 2
+    assert "Traceback" not in err + out
+
+
+def test_a_run_prints_its_table_and_where_things_are_and_again_when_asked_again(
+    fedeat: Fedeat, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = make_config()
+    code, out, err = fedeat("run", path)
+    assert code == 0, err
+    assert "FedEAT" in out
+    assert "runs/tiny/adapter" in out
+    assert "runs/tiny/report.html" in out
+    assert Path("runs/tiny/report.html").is_file()
+    for again in (("run", path), ("run", "--resume", "runs/tiny")):
+        code, second, err = fedeat(*again)
+        assert code == 0
+        assert second == out
+        assert "runs/tiny was finished before; nothing is run again." in err
+    code, out, _ = fedeat("report", "runs/tiny", "runs/tiny", "--out", "both")
+    assert code == 0
+    assert Path("both/report.html").is_file()
+    refused(fedeat("report", "runs/tiny", "runs/tiny"), "several directories need --out DIR")
+
+
+def test_a_run_without_evaluation_says_that_nothing_was_evaluated(fedeat: Fedeat, make_config: MakeConfig) -> None:
+    code, out, err = fedeat("run", make_config(evaluation={"data": []}))
+    assert code == 0, err
+    assert "Nothing was evaluated: evaluation.data is empty." in out
+
+
+def test_cut_answers_are_warned_of(fedeat: Fedeat, make_config: MakeConfig, sentiment_files: dict[str, Path]) -> None:
+    path = make_config(
+        data={"train": str(sentiment_files["alpaca"]), "max_length": 3},
+        partition={"kind": "iid"},
+        evaluation={"data": []},
+    )
+    code, _, err = fedeat("run", path)
+    assert code == 0
+    assert "warning: 24 of 24 training examples do not fit into data.max_length = 3" in err
+
+
+def test_what_is_wrong_with_a_configuration_is_one_message(fedeat: Fedeat, make_config: MakeConfig) -> None:
+    path = make_config(agregation={"rule": "mean"}, model={"dtype": "float8"})
+    result = fedeat("run", path, "--set", "partition.klients=3", "--set", "seed=x")
+    refused(
+        result,
+        "4 problems in",
+        "agregation: unknown key. Did you mean 'aggregation'?",
+        "partition.klients: unknown key. Did you mean 'clients'?",
+        "model.dtype: input should be 'float32', 'bfloat16' or 'float16', got 'float8'.",
+        "seed: input should be a valid integer, got 'x'.",
+    )
+    refused(fedeat("run", path, "--set", "seed"), "expected key=value")
+    refused(fedeat("run", "absent.toml"), "absent.toml", "the file does not exist")
+    refused(fedeat("run"), "give either CONFIG.toml or --resume DIR")
+    refused(fedeat("run", "--resume", "x", "--out", "y"), "--set and --out do not apply")
+    refused(fedeat("run", "--resume", "nothing"), "nothing holds no run")
+
+
+def test_a_model_that_is_none_is_told(
+    fedeat: Fedeat, make_config: MakeConfig, language_model: Path, tmp_path: Path, sentiment_files: dict[str, Path]
+) -> None:
+    def run(name: object) -> tuple[int, str, str]:
+        return fedeat("run", make_config(model={"name": str(name)}), "--out", tmp_path / "out")
+
+    refused(run("./absent"), "directory ./absent does not exist")
+    refused(run(sentiment_files["train"].parent), "is not a model directory: it holds no config.json")
+    bare = tmp_path / "bare"
+    shutil.copytree(language_model, bare)
+    for file in bare.glob("*token*"):
+        file.unlink()
+    shutil.rmtree(tmp_path / "out")
+    refused(run(bare), "tokenizer")
+    half = tmp_path / "half"
+    shutil.copytree(language_model, half)
+    weights = half / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    shutil.rmtree(tmp_path / "out")
+    refused(run(half), "cannot be loaded")
+    (half / "config.json").write_text("{")
+    shutil.rmtree(tmp_path / "out")
+    refused(run(half), str(half))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.jsonl", b"", "empty.jsonl holds no rows"),
+        ("odd.jsonl", b'{"title": "x", "body": "y"}\n', "got body, title"),
+        ("broken.json", b'[{"instruction": "a", "output"', "broken.json is not valid JSON"),
+        ("half.jsonl.gz", gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 99)[:60], "half.jsonl.gz"),
+        ("binary.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
+        ("not.parquet", b"PAR1", "not a readable Parquet file"),
+        ("numbers.json", b"[1, 2]", "expected an object"),
+    ],
+)
+def test_data_that_is_none_is_told(
+    name: str, content: bytes, expected: str, fedeat: Fedeat, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(fedeat("run", make_config(data={"train": [str(tmp_path / name)]})), name, expected)
+    evaluated = fedeat("run", make_config(evaluation={"data": [str(tmp_path / name)]}), "--out", "other")
+    refused(evaluated, name)
+
+
+def test_an_output_directory_that_cannot_be_is_told(fedeat: Fedeat, make_config: MakeConfig) -> None:
+    Path("file").write_text("")
+    for place in ("file", "file/below"):
+        refused(fedeat("run", make_config(), "--out", place), "Expected a directory")
+        refused(fedeat("compare", make_config(), "--out", place), "Expected a directory")
+    refused(fedeat("report", "file"), "file")
+    refused(fedeat("report", "absent"), "absent")
+
+
+def test_evaluation_reads_any_adapter_of_peft_and_several_files(
+    fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path], tmp_path: Path
+) -> None:
+    base = hf.AutoModelForCausalLM.from_pretrained(language_model)
+    plain = tmp_path / "plain"
+    network = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    network.save_pretrained(str(plain))
+    files = [sentiment_files["benign"], sentiment_files["pairs"]]
+    arguments = ("--model", language_model, "--template", "plain", "--data", *files, "--out", "deep/rows.json")
+    code, out, err = fedeat("evaluate", *arguments)
+    assert code == 0, err
+    assert "sst2" in out
+    without = json.loads(Path("deep/rows.json").read_text())
+    code, out, err = fedeat("evaluate", "--adapter", plain, *arguments)
+    assert code == 0, err
+    with_adapter = json.loads(Path("deep/rows.json").read_text())
+    assert with_adapter["predictions"] == without["predictions"]  # PEFT's fresh adapter changes nothing
+    assert [rows["rows"][0]["method"] for rows in (without, with_adapter)] == ["base", "plain"]
+    assert len(without["predictions"]["sst2"]["benign"]["labels"]) == 12
+
+
+def test_what_evaluation_cannot_do_is_told(
+    fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    benign = sentiment_files["benign"]
+
+    def evaluate(*arguments: object) -> tuple[int, str, str]:
+        return fedeat("evaluate", "--model", language_model, *arguments)
+
+    refused(evaluate("--data", "absent.json"), "absent.json", "does not exist")
+    refused(evaluate("--data", sentiment_files["alpaca"]), "alpaca.jsonl", "label")
+    refused(evaluate("--data", benign, "--adapter", tmp_path), "not an adapter directory")
+    refused(evaluate("--data", benign, "--dtype", "float8"), "--dtype float8: expected one of float32")
+    refused(evaluate("--data", benign, "--scorer", "x"), "--scorer x: expected one of likelihood, generation")
+    refused(evaluate("--data", benign, "--template", "x"), "--template x: expected one of auto")
+    refused(evaluate("--data", benign, "--task", "x"), "unknown task")
+    refused(fedeat("evaluate", "--model", "./absent", "--data", benign), "./absent")
+    other = tmp_path / "other"
+    network = hf.LlamaForCausalLM(hf.AutoConfig.from_pretrained(language_model, hidden_size=24, head_dim=12))
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(network, lora).save_pretrained(str(other))
+    refused(evaluate("--data", benign, "--adapter", other), str(other))
+
+
+def test_a_classifier_is_not_evaluated_on_tasks_it_has_no_head_for(
+    fedeat: Fedeat, make_config: MakeConfig, language_model: Path, sentiment_files: dict[str, Path]
+) -> None:
+    assert fedeat("run", make_config(task="sequence-classification", federation={"rounds": 1}))[0] == 0
+    mnli = Path("mnli.jsonl")
+    mnli.write_text('{"premise": "a film .", "hypothesis": "a story .", "label": 1}\n')
+    arguments = ("evaluate", "--model", language_model, "--adapter", "runs/tiny/adapter", "--data", mnli)
+    refused(fedeat(*arguments), "nothing to evaluate: the data is of mnli, and the classifier has heads for sst2")
+    code, out, err = fedeat(*arguments, "--data", sentiment_files["benign"])
+    assert code == 0, err
+    assert "note: mnli.jsonl: 1 mnli rows left out" in err
+    assert "tiny" in out
+
+
+def test_calibration_writes_a_plot_and_recommends(fedeat: Fedeat, make_config: MakeConfig) -> None:
+    code, out, err = fedeat("calibrate", make_config(), "--examples", 4, "--radii", "0.1,0.01", "--steps", 2)
+    assert code == 0, err
+    found = json.loads(Path("calibration/calibration.json").read_text())
+    assert [point["radius"] for point in found["points"]] == [0.01, 0.1]
+    assert Path("calibration/calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert "recommended" in out or "Try smaller ones" in out
+    refused(fedeat("calibrate", make_config(), "--radii", "0.1,x"), "expected positive numbers")
+    refused(fedeat("calibrate", make_config(), "--radii", "0"), "expected positive numbers")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "out of memory: no more can be had. Lower client.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory: DefaultCPU"),
+        (FileNotFoundError(2, "No such file or directory", "x"), "x: No such file or directory. Check the path."),
+        (PermissionError(13, "Permission denied", "x"), "x: Permission denied. Choose a place that you may use"),
+        (OSError(28, "No space left on device", "x"), "x: No space left on device. Free some space."),
+    ],
+)
+def test_what_can_go_wrong_on_any_machine_is_one_message(
+    error: Exception, expected: str, fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "run", fail)
+    refused(fedeat("run", make_config()), expected)
+
+
+def test_a_defect_is_told_from_what_was_given(
+    fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "run", lambda *a, **o: {}["absent"])
+    code, _, err = fedeat("run", make_config())
+    assert code == 1
+    assert "KeyError: 'absent' (test_cli.py, line " in err
+    assert "defect of fedeat" in err
+    monkeypatch.setenv("FEDEAT_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        fedeat("run", make_config())
+    assert explanation(KeyError("x")) is None
+
+
+def test_ctrl_c_exits_with_130(fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", interrupt)
+    code, _, err = fedeat("run", make_config())
+    assert code == 130
+    assert "stopped" in err
+
+
+def test_ctrl_c_ends_a_comparison_and_its_processes_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = make_config(federation={"rounds": 10_000}, compare={"methods": ["gm", "fedavg"]})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedeat.cli", "compare", str(path), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    started = tmp_path / "out" / "runs" / "gm-none-0-seed0" / "metrics.jsonl"
+    for _ in range(600):
+        if started.exists() or process.poll() is not None:
+            break
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped" in err
+
+
+def test_bars_of_a_comparison_count_runs_that_are_finished() -> None:
+    with terminal.grid_bars() as tell:
+        tell("", "planned", 0, 3)
+        tell("a", "finished", 1, 1)
+        tell("b", "train", 1, 4)
+        tell("b", "evaluate", 1, 4)
+        tell("b", "finished", 1, 1)
+        tell("c", "failed", 1, 1)
