@@ -206,6 +206,11 @@ class TestTexts:
         assert (shorter.cut, len(shorter.input_ids)) == ("prompt", size - 1)
         assert shorter.input_ids[-2:] == fitting.input_ids[-2:]  # the longer text lost
 
+    @pytest.mark.parametrize("max_length", [1, 2, 3])
+    def test_limit_without_room_for_text_is_refused(self, bert: Any, max_length: int) -> None:
+        with pytest.raises(DataError, match=f"data.max_length is {max_length}, which leaves no room for text"):
+            encode_texts(bert, Example("a film", pair="bad"), classes=range(2), max_length=max_length)
+
 
 def test_batch_supervises_the_answers_and_pads_on_the_right() -> None:
     first = Encoded((5, 6, 7, 8), (True, True, False, False), answer_start=2)

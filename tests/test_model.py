@@ -190,6 +190,22 @@ def test_base_dropout_never_acts(load: Load, examples: list[Example]) -> None:
         assert torch.equal(model.supervised_logits(batch), model.supervised_logits(batch))
 
 
+def test_checkpointed_layers_that_drop_out_themselves_do_not(load: Load, tmp_path: Path) -> None:
+    tokenizer = load("llama").tokenizer
+    tokenizer.save_pretrained(tmp_path)
+    shape = {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "num_attention_heads": 4}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = hf.OPTConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=64, dropout=0.5, **shape, **ends
+    )
+    hf.OPTForCausalLM(config).save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path), template="plain", max_length=48, gradient_checkpointing=True, device="cpu")
+    model = load_model(source, lora=Lora(rank=2))
+    batch = batch_of(model, [Example("good film", "yes")])
+    with model.training():
+        assert torch.equal(model.supervised_logits(batch), model.supervised_logits(batch))
+
+
 def test_adapter_dropout_acts_in_training_alone(load: Load, examples: list[Example]) -> None:
     model = load("llama", lora=Lora(rank=2, dropout=0.5))
     batch = batch_of(model, examples)
@@ -277,6 +293,24 @@ def test_same_seed_gives_the_same_fresh_adapter_and_head_and_touches_no_global_s
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert any("classifier" in name and not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(("name", "embedding"), [("llama", "embed_tokens"), ("gpt2", "wte")])
+def test_adapted_embeddings_are_perturbed_and_saved_too(
+    name: str, embedding: str, load: Load, examples: list[Example], tmp_path: Path
+) -> None:
+    model = load(name, lora=Lora(rank=2, target_modules=(embedding,)))
+    model.check_embeddings()
+    batch = batch_of(model, examples)
+    delta = noise(model, batch)
+    with model.evaluating():
+        hooked = model.supervised_logits(batch, delta)
+    vectors = at_rows(bare_logits(model, batch, inputs_embeds=model.embed(batch) + delta), batch)
+    torch.testing.assert_close(hooked, vectors, rtol=1e-5, atol=1e-6)
+    model.save_adapter(tmp_path)
+    again = load_model(model.source, lora=None, adapter=tmp_path)
+    with model.evaluating():
+        assert torch.equal(again.supervised_logits(batch, delta), hooked)
 
 
 def test_bfloat16_base_trains_a_float32_adapter(anyone: str, load: Load, examples: list[Example]) -> None:

@@ -41,8 +41,9 @@ def marks_of(tokenizer: Any) -> Marks:
     structural = {index for index, token in added.items() if getattr(token, "special", False)}
     structural |= set(tokenizer.all_special_ids)
     names = ("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id")
-    if tokenizer.unk_token_id not in {getattr(tokenizer, name) for name in names}:
-        structural -= {tokenizer.unk_token_id}  # an unknown word is text; GPT-2's <|endoftext|> is all of them at once
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown not in {getattr(tokenizer, name, None) for name in names}:
+        structural -= {unknown}  # an unknown word is text; but GPT-2's <|endoftext|> is all of them at once
     bare, whole = _ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     # What a tokenizer puts *behind* a text, such as BERT's [SEP], would stand between a prompt and its answer.
     starts = [start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare]
@@ -162,7 +163,7 @@ def encode_texts(
         marks: the tokenizer's, where they are at hand.
 
     Raises:
-        DataError: the label is not one of the classes.
+        DataError: the label is not one of the classes, or `max_length` leaves no room for text.
     """
     if example.label is not None and not 0 <= example.label < len(classes):
         raise DataError(
@@ -176,9 +177,15 @@ def encode_texts(
         full = tokenizer(*texts, truncation="longest_first", max_length=max_length)
     ids, types = full["input_ids"], full.get("token_type_ids")
     special = (marks_of(tokenizer) if marks is None else marks).special
+    perturbable = tuple(token not in special for token in ids)
+    if len(ids) > max_length or (is_cut and not any(perturbable)):  # too short a limit is silently not kept
+        raise DataError(
+            f"data.max_length is {max_length}, which leaves no room for text beside the tokens that mark its "
+            "beginning and end. Raise it."
+        )
     return Encoded(
         tuple(ids),
-        tuple(token not in special for token in ids),
+        perturbable,
         answer_start=len(ids),
         label=-1 if example.label is None else classes.start + example.label,
         classes=(classes.start, classes.stop),

@@ -387,7 +387,7 @@ def _adapter_parameters(network: Any) -> dict[str, nn.Parameter]:
     if not isinstance(network, PeftModel):
         return {}
     parameters = {
-        name.replace(".modules_to_save.default.", ".").replace(".default.", "."): parameter
+        f"{name}.".replace(".modules_to_save.default.", ".").replace(".default.", ".")[:-1]: parameter
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
@@ -405,7 +405,7 @@ def _adapter_parameters(network: Any) -> dict[str, nn.Parameter]:
 
 
 def _in_float32(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].float(), *args[1:])
+    return (args[0].float() if args[0].is_floating_point() else args[0], *args[1:])
 
 
 def _head_rows(heads: Mapping[str, int]) -> dict[str, range]:
