@@ -96,6 +96,8 @@ Value = TypeVar("Value", Tensor, dict[str, Tensor])
 
 _EXCESS = 1e-13
 """Relative objective that rounded products may cost a geometric median before they are formed anew in float64."""
+_SAFETY = 8
+"""How many times that estimate is added to a certified gap, which knows the products only as they were rounded."""
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -259,30 +261,35 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
     else:
         found = geometry.measure(source, prior, origin=not shift_invariant(rule))
         decided = rule(found.gram, prior)
-        if unwrap(rule)[0] is geometric_median and _rounding_excess(found, prior, decided):
-            found = geometry.refine(source, found, prior)
-            decided = rule(found.gram, prior)
+        if unwrap(rule)[0] is geometric_median and found.rounding > 1e-10:
+            excess = _rounding_excess(found, prior, decided)
+            if excess > _EXCESS:
+                found = geometry.refine(source, found, prior)
+                decided = rule(found.gram, prior)
+            else:
+                larger = 1 + _SAFETY * excess / decided.gap if decided.gap > 0 else 1.0
+                decided = replace(decided, gap=decided.gap * larger, majority_gap=decided.majority_gap * larger)
     weights = decided.weights
     if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
         raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
     return replace(decided, objective=decided.objective / found.scale), found
 
 
-def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> bool:
-    """Whether rounded products may have cost more of the objective than this package wants to lose.
+def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> float:
+    """How much of the objective, relatively, rounded products may have cost.
 
     An error e_i of client i's distance moves the minimiser by as much as its share of the pulls, which costs the
     objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
     """
     weights = decided.weights
-    if int((weights != 0).sum()) == 1 or found.rounding < 1e-10:
-        return False
+    if int((weights != 0).sum()) == 1:
+        return 0.0
     products = found.gram @ weights
     square = float(weights @ products)
     squares = found.gram.diagonal() - 2 * products + square
     error = found.rounding * (found.gram.diagonal() + square) / squares.clamp_min(1e-300)
     radii = squares.clamp_min(0).sqrt()
-    return float((prior * radii * error.clamp(max=1.0) ** 2).sum()) > _EXCESS * float(prior @ radii)
+    return float((prior * radii * error.clamp(max=1.0) ** 2).sum()) / float(prior @ radii)
 
 
 def _by_coordinate(

@@ -110,7 +110,7 @@ def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -
     gram = recentred(gram, start)
     state = iterate(gram, prior, found)
     iterations = 0
-    while iterations < max_iterations and state.slope > _ROUNDING:
+    while iterations < max_iterations and state.slope > 1e-12:
         nearest = int(torch.argmin(state.radii / prior))
         if nearest not in tried:
             # Rounding may have hidden that another data point is the best one; steps towards it would never end.
