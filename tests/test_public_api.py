@@ -16,7 +16,7 @@ SOURCE = Path(fedeat.__file__).parent
 # From the ground up. A module imports from rows below its own, or from its own row.
 LAYERS = (
     {"errors", "seeding", "layout"},
-    {"updates", "safetensors_files", "data"},
+    {"updates", "safetensors_files", "data", "files"},
     {"sources", "partition", "encoding"},
     {"geometry"},
     {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure", "sampling"},
@@ -36,7 +36,7 @@ LAYERS = (
     {"demo"},
     {"cli"},
 )
-ALGORITHM = set().union(*LAYERS[:8]) - {"safetensors_files", "data", "partition", "encoding"}
+ALGORITHM = set().union(*LAYERS[:8]) - {"safetensors_files", "data", "files", "partition", "encoding"}
 
 
 def room(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedeat import aggregation
-from fedeat.data import is_local
+from fedeat.files import is_local
 from fedeat.schema import METHOD_NAMES, RULES, Config
 
 

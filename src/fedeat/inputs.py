@@ -12,9 +12,10 @@ import torch
 
 from fedeat import evaluation, partition, seeding
 from fedeat.config import Config, Source
-from fedeat.data import OUTPUT_FIELDS, Example, instruction_examples, is_local, read_hub, read_rows
+from fedeat.data import OUTPUT_FIELDS, Example, instruction_examples
 from fedeat.errors import ConfigError, DataError
 from fedeat.evaluation import EvaluationSet, tasks
+from fedeat.files import is_local, read_hub, read_rows
 
 _log = logging.getLogger(__name__)
 

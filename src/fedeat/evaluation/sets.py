@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedeat import data
 from fedeat.errors import DataError
 from fedeat.evaluation import tasks
 from fedeat.evaluation.tasks import Item
+from fedeat.files import read_rows
 
 _ORIGINAL = "original_"
 
@@ -79,7 +79,7 @@ def read_evaluation(path: str | Path, task: str | None = None) -> EvaluationSet:
     if task is not None:
         tasks.named(task)
     source = str(path)
-    rows: list[Mapping[str, Any]] = list(data.read_rows(Path(path)))
+    rows: list[Mapping[str, Any]] = list(read_rows(Path(path)))
     if len(rows) == 1 and rows[0] and all(isinstance(value, list) for value in rows[0].values()):
         return _only(_annotated(_by_task(rows[0], source), source, task), task)
     if any("prompt" in row and ("type" in row or "index" in row) for row in rows):
