@@ -17,7 +17,7 @@ SOURCE = Path(fedeat.__file__).parent
 LAYERS = (
     {"errors", "seeding", "layout"},
     {"updates", "safetensors_files", "data", "files"},
-    {"sources", "partition", "encoding"},
+    {"sources", "partition", "encoding", "protocols"},
     {"geometry"},
     {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure", "sampling"},
     {"resilience", "objective"},

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,56 +19,10 @@ from fedeat import seeding
 from fedeat.errors import QuorumError
 from fedeat.objective import Objective, sample_sum, token_mean
 from fedeat.perturbation import Norm, Perturb, realised_norm
+from fedeat.protocols import Aggregated, Batch, Model
 from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, norm, validate
 
-
-class Batch(Protocol):
-    """What the algorithm reads of a batch of B samples and T tokens; `fedeat.data.Batch` is one."""
-
-    @property
-    def perturbable(self) -> Tensor:
-        """(B, T) bool, True where a perturbation may act."""
-
-    @property
-    def targets(self) -> Tensor:
-        """(N,) int64, what each supervised row must predict."""
-
-    @property
-    def samples(self) -> Tensor:
-        """(N,) int64, the sample each supervised row belongs to."""
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """(B, T) int64, 1 at tokens."""
-
-
 B = TypeVar("B", bound=Batch)
-B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
-
-
-class Model(Protocol[B_contra]):
-    """What the algorithm asks of a model with an adapter; `fedeat.model.AdaptedModel` is one."""
-
-    def adapter(self) -> dict[str, Tensor]:
-        """A copy of the adapter's tensors."""
-
-    def load_adapter(self, adapter: Adapter) -> None:
-        """Overwrites the adapter's tensors."""
-
-    def adapter_parameters(self) -> Mapping[str, torch.nn.Parameter]:
-        """The adapter's trainable parameters, the same names as `adapter`."""
-
-    def embed(self, batch: B_contra) -> Tensor:
-        """(B, T, H), the embeddings that the first layer sees."""
-
-    def supervised_logits(self, batch: B_contra, delta: Tensor | None = None) -> Tensor:
-        """(N, V), logits of the supervised rows with `delta` (B, T, H) added to the embeddings."""
-
-    def training(self) -> AbstractContextManager[None]:
-        """Mode of a training step: the adapter's dropout on."""
-
-    def attacking(self) -> AbstractContextManager[None]:
-        """Mode of the ascent: all dropout off, no gradient for any parameter."""
 
 
 @dataclass(frozen=True)
@@ -155,26 +108,6 @@ def client_update(
         "update_norm": norm(delta_adapter),
     }
     return ClientUpdate(client_id, delta_adapter, num_examples, metrics)
-
-
-class Aggregated(Protocol):
-    """What the algorithm reads of an aggregate; `fedeat.aggregation.Aggregate` is one."""
-
-    @property
-    def value(self) -> Adapter:
-        """The one update that stands for all."""
-
-    @property
-    def weights(self) -> Tensor:
-        """(n,) float64, how much each update counted; sums to 1."""
-
-    @property
-    def iterations(self) -> int:
-        """>= 0, iterations of the rule."""
-
-    @property
-    def gap(self) -> float:
-        """Certified relative distance to the optimum; NaN where the rule certifies nothing."""
 
 
 RunClients: TypeAlias = Callable[[Adapter, Sequence[int], int], list[ClientUpdate]]

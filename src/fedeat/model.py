@@ -106,7 +106,7 @@ class AdaptedModel:
         """Encoded examples as one padded batch on the model's device."""
         return encoding.collate(encoded, pad_id=self.tokenizer.pad_token_id).to(self.device)
 
-    # The algorithm's view (fedeat.algorithm.Model)
+    # The algorithm's view (fedeat.protocols.Model)
 
     def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
         """The trainable parameters under PEFT's names for saved tensors."""
