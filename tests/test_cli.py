@@ -285,7 +285,8 @@ def test_what_can_go_wrong_on_any_machine_is_one_message(
 def test_a_defect_is_told_from_what_was_given(
     fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "run", lambda *a, **o: {}["absent"])
+    nothing: dict[str, int] = {}
+    monkeypatch.setattr(experiment, "run", lambda *a, **o: nothing["absent"])
     code, _, err = fedeat("run", make_config())
     assert code == 1
     assert "KeyError: 'absent' (test_cli.py, line " in err

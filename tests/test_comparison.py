@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedeat import comparison
+from fedeat import comparison, records
 from fedeat.config import load
 from fedeat.errors import ConfigError, RecordError
 from fedeat.side_by_side import Outcome, run_jobs
@@ -135,7 +135,7 @@ def test_a_cell_that_fails_is_named_and_the_others_finish(
 
 def test_one_process_at_a_time_compares_in_a_directory(make_config: MakeConfig, tmp_path: Path) -> None:
     config = load(make_config(compare=SMALL))
-    with comparison.records.RunDirectory(tmp_path), pytest.raises(RecordError, match="in use by another process"):
+    with records.RunDirectory(tmp_path), pytest.raises(RecordError, match="in use by another process"):
         comparison.compare(config, tmp_path)
 
 

@@ -194,7 +194,7 @@ def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path, monk
         raise PermissionError(13, "Permission denied", "run")
 
     with monkeypatch.context() as patched:
-        patched.setattr(records.FileLock, "acquire", refuse)
+        patched.setattr("fedeat.records.FileLock.acquire", refuse)
         with pytest.raises(RecordError, match="cannot be written: Permission denied"):
             records.RunDirectory(tmp_path / "run")
     monkeypatch.setattr(Path, "mkdir", refuse)
