@@ -21,7 +21,8 @@ from fedeat.rules import (
     norm_filter,
     trusted_reference,
 )
-from fedeat.weiszfeld import geometric_median, smoothed_geometric_median
+from fedeat.smoothed import smoothed_geometric_median
+from fedeat.weiszfeld import geometric_median
 
 
 @pytest.mark.parametrize(

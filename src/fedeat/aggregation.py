@@ -52,9 +52,10 @@ from fedeat.rules import (
 )
 from fedeat.sampling import sampled_geometric_median
 from fedeat.secure import SecureMedian, secure_geometric_median, sketch
+from fedeat.smoothed import smoothed_geometric_median
 from fedeat.sources import Updates, blocks, open_updates
 from fedeat.updates import Adapter
-from fedeat.weiszfeld import ClientWeights, geometric_median, smoothed_geometric_median
+from fedeat.weiszfeld import ClientWeights, geometric_median
 
 __all__ = [
     "Aggregate",

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedeat.distances import cancellation
 from fedeat.errors import UpdateError
 from fedeat.layout import Segment, UpdateSource, title
 from fedeat.sources import PIECE, Updates, as_rows, blocks, open_updates
@@ -178,53 +179,6 @@ def fill(value: Mapping[str, Tensor], segments: Sequence[Segment], coordinates: 
         size = segment.stop - segment.start
         value[segment.name][segment.start : segment.stop] = coordinates[offset : offset + size]
         offset += size
-
-
-def squared_distances(gram: Tensor) -> Tensor:
-    """(n, n) float64 squared distances between updates, >= 0, from their inner products.
-
-    What is below the rounding of the inner products counts as zero, so that equal updates are at distance zero.
-    """
-    norms = gram.diagonal()
-    sums = norms[:, None] + norms[None, :]
-    distances = sums - 2 * gram
-    return distances.masked_fill(distances <= 16 * _FLOAT64_ROUNDING * sums, 0.0).fill_diagonal_(0.0)
-
-
-def recentred(gram: Tensor, centre: int) -> Tensor:
-    """Inner products of differences to one client's update, from the inner products of the updates."""
-    column = gram[:, centre]
-    moved = gram - column[:, None] - column[None, :] + gram[centre, centre]
-    moved[centre, :] = 0.0
-    moved[:, centre] = 0.0
-    return moved
-
-
-def medoid(distances: Tensor, prior_weights: Tensor) -> int:
-    """The client with the least weighted sum of distances to all; the first of equals.
-
-    Args:
-        distances: (n, n) float64 squared distances.
-        prior_weights: (n,) float64.
-    """
-    return int(torch.argmin(distances.sqrt() @ prior_weights))
-
-
-def cancellation(gram: Tensor, prior_weights: Tensor) -> tuple[float, int]:
-    """By how much products exceed the squared distances they are used for, and the medoid.
-
-    The ratio is of medians over the half of the clients nearest to the medoid, so that no minority can raise it.
-    """
-    distances = squared_distances(gram)
-    centre = medoid(distances, prior_weights)
-    order = torch.argsort(distances[:, centre], stable=True)
-    mass = torch.cumsum(prior_weights[order], 0)
-    near = order[: int((mass <= mass[-1] / 2).sum()) + 1]
-    size = float(gram.diagonal()[near].median())
-    spread = float(distances[:, centre].median())
-    if size == 0:
-        return 0.0, centre
-    return (size / spread if spread > 0 else math.inf), centre
 
 
 def _accumulate(total: Tensor, rows: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fedeat.geometry import squared_distances
+from fedeat.distances import squared_distances
 from fedeat.rules import Rule, bounded, positive
 from fedeat.weiszfeld import ClientWeights
 

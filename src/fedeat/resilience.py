@@ -21,7 +21,8 @@ from fedeat.rules import (
     norm_filter,
     trusted_reference,
 )
-from fedeat.weiszfeld import geometric_median, smoothed_geometric_median
+from fedeat.smoothed import smoothed_geometric_median
+from fedeat.weiszfeld import geometric_median
 
 AnyRule: TypeAlias = Rule | CoordinateRule | functools.partial[Any]
 """A rule on the Gram matrix, a coordinate-wise rule, or a `functools.partial` of either."""

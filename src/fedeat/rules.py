@@ -14,8 +14,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedeat.distances import squared_distances
 from fedeat.errors import UpdateError
-from fedeat.geometry import squared_distances
 from fedeat.weiszfeld import ClientWeights
 
 Rule: TypeAlias = Callable[[Tensor, Tensor], ClientWeights]

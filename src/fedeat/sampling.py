@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedeat.geometry import cancellation, recentred, squared_distances
+from fedeat.distances import cancellation, medoid, recentred
 from fedeat.layout import Segment, UpdateSource
 from fedeat.sources import as_rows, blocks
 from fedeat.weiszfeld import ClientWeights, geometric_median, iterate, newton_direction
@@ -59,7 +59,7 @@ def sampled_geometric_median(
     weights = decided.weights
     if int((weights != 0).sum()) < min(3, len(weights)):
         return None
-    gram = recentred(gram, int(torch.argmin(squared_distances(gram).sqrt() @ prior_weights)))
+    gram = recentred(gram, medoid(gram, prior_weights))
     for reading in range(1, _MOST_READINGS + 1):
         guessed = iterate(gram, prior_weights, weights)
         radii = _radii(source, weights)

@@ -18,12 +18,12 @@ update would otherwise drown what distinguishes the others.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedeat.geometry import medoid, recentred, squared_distances
+from fedeat.distances import RESOLUTION, medoid, recentred, squared_distances
 
 _ROUNDING = 2.0**-52
 _TIE = 1e-13
@@ -102,8 +102,8 @@ def geometric_median(
 
 def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -> ClientWeights:
     distances = squared_distances(gram)
-    start = medoid(distances, prior)
-    found = _at_data_point(gram, distances, prior, start)
+    start = medoid(gram, prior)
+    found = _at_data_point(gram, distances, prior, start, tolerance)
     if isinstance(found, ClientWeights):
         return found
     tried = {start}
@@ -115,9 +115,9 @@ def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -
         if nearest not in tried:
             # Rounding may have hidden that another data point is the best one; steps towards it would never end.
             tried.add(nearest)
-            point = _at_data_point(gram, distances, prior, nearest)
-            if isinstance(point, ClientWeights):
-                return ClientWeights(point.weights, iterations, point.objective, point.gap, point.majority_gap)
+            point = _at_data_point(gram, distances, prior, nearest, tolerance)
+            if isinstance(point, ClientWeights) and point.gap <= _TIE:
+                return replace(point, iterations=iterations)
         newton = newton_direction(gram, state)
         steps = [state.step] if newton is None else [newton * _stride(gram, prior, state, newton), state.step]
         candidates = [iterate(gram, prior, state.coefficients + step) for step in steps]
@@ -139,7 +139,9 @@ def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -
     return ClientWeights(state.coefficients, iterations, objective, gap, majority_gap, gap <= tolerance)
 
 
-def _at_data_point(gram: Tensor, distances: Tensor, prior: Tensor, point: int) -> ClientWeights | Tensor:
+def _at_data_point(
+    gram: Tensor, distances: Tensor, prior: Tensor, point: int, tolerance: float
+) -> ClientWeights | Tensor:
     """The data point as the answer if it is optimal, else the coefficients of Vardi and Zhang's step away from it."""
     centred = recentred(gram, point)
     column = distances[:, point]
@@ -158,9 +160,18 @@ def _at_data_point(gram: Tensor, distances: Tensor, prior: Tensor, point: int) -
             if bool(ties.any()):
                 other = int(torch.argmax(torch.where(ties, column, -1.0)))
                 weights[point], weights[other] = 0.5, 0.5
-        # The others' pulls, and their sum scaled down to this client's weight, are a dual point.
+        # The others' pulls, and their sum scaled down to this client's weight, are a dual point. Updates that cannot be
+        # told from this one may yet be some way off.
         gap = max(0.0, 1 - mass / pull) if pull > 0 else 0.0
-        return ClientWeights(weights, 0, objective, gap, gap)
+        norms = gram.diagonal().clamp_min(0.0)
+        others = same.clone()
+        others[point] = False
+        unseen = float((prior * (RESOLUTION * (norms + norms[point])).sqrt())[others].sum())
+        if objective > 0:
+            gap += unseen / objective + 8 * _ROUNDING
+        elif unseen > 0:
+            gap = math.inf
+        return ClientWeights(weights, 0, objective, gap, gap, gap <= tolerance)
     share = mass / pull
     return (1 - share) * pulls / pulls.sum() + share * torch.where(same, prior, 0.0) / mass
 
@@ -271,49 +282,3 @@ def _dual_gap(gram: Tensor, prior: Tensor, state: State, move: Tensor) -> float:
     offset = prior - state.coefficients
     distance = math.sqrt(max(0.0, float(offset @ (gram @ offset))))
     return float(prior @ state.radii) * (1 - shrink) + shrink * residue * distance
-
-
-def smoothed_geometric_median(
-    gram: Tensor,
-    prior_weights: Tensor,
-    *,
-    smoothing: float = 1e-6,
-    tolerance: float = 1e-9,
-    max_iterations: int = 10_000,
-) -> ClientWeights:
-    """Weights of RFA's smoothed geometric median (Pillutla et al., 2022): distances below nu count squared.
-
-    Weiszfeld's step with `a_i / max(nu, r_i)`, from the medoid until the certified gap of the smoothed objective
-    `sum_i a_i (r_i - nu / 2 if r_i >= nu else r_i^2 / (2 nu))` is small enough.
-
-    Args:
-        gram: (n, n) float64 inner products of the updates, or of their differences to any common reference.
-        prior_weights: (n,) float64, >= 0, not all zero.
-        smoothing: > 0, nu relative to the median distance from the medoid, so that scale does not matter.
-        tolerance: > 0, certified relative gap of the smoothed objective at which to stop.
-        max_iterations: >= 1.
-    """
-    prior = prior_weights / prior_weights.sum()
-    distances = squared_distances(gram)
-    start = medoid(distances, prior)
-    weights = torch.zeros_like(prior)
-    weights[start] = 1.0
-    nu = smoothing * float(distances[prior > 0, start].sqrt().median())
-    gram = recentred(gram, start)
-    if nu == 0:
-        return ClientWeights(weights, 0, float(distances[:, start].sqrt() @ prior), 0.0, 0.0)
-    objective = gap = math.inf
-    for iterations in range(max_iterations + 1):
-        products = gram @ weights
-        squares = gram.diagonal() - 2 * products + weights @ products
-        radii = squares.clamp_min(0).sqrt()
-        pulls = prior / radii.clamp_min(nu)
-        step = pulls / pulls.sum() - weights
-        slope = float(pulls.sum()) * math.sqrt(max(0.0, float(step @ (gram @ step))))
-        objective = float(prior @ torch.where(radii >= nu, radii - nu / 2, radii**2 / (2 * nu)))
-        # The minimiser lies in the convex hull of the updates, so no farther than the farthest of them.
-        gap = slope * float(radii[prior > 0].max()) / objective + 8 * _ROUNDING
-        if gap <= tolerance or iterations == max_iterations:
-            break
-        weights = weights + step
-    return ClientWeights(weights, iterations, objective, gap, math.nan, gap <= tolerance)
