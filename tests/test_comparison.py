@@ -49,6 +49,21 @@ def test_the_grid_holds_each_cell_once(make_config: MakeConfig) -> None:
     assert all(cell.compare == type(cell.compare)() for cell in grid.values())
 
 
+@pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}])
+def test_methods_are_the_four_corners_of_two_choices(make_config: MakeConfig, aggregation: dict[str, int]) -> None:
+    config = load(make_config(compare={"attacks": []}, aggregation=aggregation, partition={"clients": 5}))
+    chosen = {
+        cell.config.method: (cell.config.perturbation.kind, cell.config.aggregation.rule)
+        for cell in comparison.cells(config)
+    }
+    assert chosen == {
+        "fedavg": ("none", "mean"),
+        "eat": ("pgd", "mean"),
+        "gm": ("none", "geometric_median"),
+        "fedeat": ("pgd", "geometric_median"),
+    }
+
+
 def test_a_variant_with_wrong_keys_is_refused_before_anything_runs(make_config: MakeConfig) -> None:
     section = {"methods": ["x", "y"], "variants": {"x": {"agregation.rule": "mean"}, "y": {"seed": "one"}}}
     with pytest.raises(ConfigError) as caught:

@@ -15,6 +15,8 @@ from fedeat import config as configuration
 from fedeat.config import Config, load, override, parse, to_toml, with_values
 from fedeat.errors import ConfigError
 
+MakeConfig = Callable[..., Path]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
 DATA = {"train": ["hub/data"]}
@@ -246,3 +248,8 @@ def test_every_key_says_what_it_means() -> None:
     fields = [(model.__name__, name, field) for model in models for name, field in model.model_fields.items()]
     bare = [f"{model}.{name}" for model, name, field in fields if not field.description and model != "Config"]
     assert not bare
+
+
+def test_a_key_set_to_none_takes_nothing_else_along(make_config: MakeConfig) -> None:
+    settings = load(make_config(aggregation={"rule": "mean", "tolerance": 1e-6}))
+    assert with_values(settings, {"aggregation.byzantine": None}) == settings

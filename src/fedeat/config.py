@@ -174,7 +174,12 @@ def with_values(config: Config, values: Mapping[str, Any], *, source: str = "con
     problems = []
     for key, value in values.items():
         if value is None:
-            _take_out(raw, [tuple(key.split("."))])
+            *tables, name = key.split(".")
+            here: Any = raw
+            for table in tables:
+                here = here.get(table, {}) if isinstance(here, dict) else {}
+            if isinstance(here, dict):
+                here.pop(name, None)
         elif not _set(raw, key.split("."), _copy(value)):
             problems.append(f"{key}: runs through a key that is not a table.")
     if problems:
