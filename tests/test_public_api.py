@@ -18,8 +18,9 @@ LAYERS = (
     {"errors", "seeding", "layout"},
     {"updates", "safetensors_files", "data", "files"},
     {"sources", "partition", "encoding", "protocols"},
-    {"geometry"},
-    {"rules", "weiszfeld", "coordinatewise", "product_space", "preaggregation", "recombination", "secure", "sampling"},
+    {"geometry", "distances"},
+    {"rules", "weiszfeld", "smoothed", "coordinatewise", "product_space"}
+    | {"preaggregation", "recombination", "secure", "sampling"},
     {"resilience", "objective"},
     {"aggregation", "perturbation"},
     {"algorithm"},
