@@ -166,6 +166,8 @@ def spoil(kind: str) -> list[Any]:
         updates[0]["a"] = updates[0]["a"].double()
     elif kind == "integer":
         updates[0]["a"] = torch.zeros(2, 3, dtype=torch.int64)
+    elif kind == "device":
+        updates[0]["a"] = updates[0]["a"].to("meta")
     elif kind == "not a tensor":
         updates[0]["a"] = [1.0, 2.0]
     elif kind == "empty":
@@ -178,7 +180,7 @@ def spoil(kind: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["shape", "missing", "extra", "dtype", "integer", "not a tensor", "empty", "other kind", "none"]
+    "kind", ["shape", "missing", "extra", "dtype", "integer", "device", "not a tensor", "empty", "other kind", "none"]
 )
 def test_a_malformed_update_is_blamed_on_its_client_even_if_it_is_the_first(kind: str) -> None:
     with pytest.raises(UpdateError, match="client 0"):
@@ -195,6 +197,8 @@ def test_a_malformed_update_is_blamed_on_its_client_even_if_it_is_the_first(kind
         torch.zeros(2, 3, 4),
         torch.zeros(2, 3, dtype=torch.int32),
         torch.zeros(2, 3, dtype=torch.complex64),
+        torch.zeros(2, 3, device="meta"),
+        torch.eye(3).to_sparse(),
         [{}, {}],
         [{"a": torch.zeros(0)}],
         {"a": torch.zeros(3)},

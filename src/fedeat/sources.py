@@ -226,12 +226,16 @@ def _matrix(updates: Tensor) -> UpdateSource:
         raise UpdateError(f"no client update to aggregate: got an empty tensor of shape {tuple(updates.shape)}")
     if updates.dtype not in FLOAT_DTYPES or updates.layout != torch.strided:
         raise UpdateError(f"updates must be dense floats (float32, float64, float16, bfloat16), got {updates.dtype}")
+    if updates.device.type == "meta":
+        raise UpdateError("updates are on the meta device and hold no numbers")
     return MatrixSource(updates.detach(), _names(updates.shape[0]))
 
 
 def _adapters(adapters: Sequence[Adapter], *, plain: bool, any_rank: bool) -> UpdateSource:
     faults: dict[int, str] = {}
     layouts: list[Layout] = []
+    devices = Counter(t.device for adapter in adapters for t in adapter.values() if isinstance(t, Tensor))
+    device = devices.most_common(1)[0][0] if devices else torch.device("cpu")
     for index, adapter in enumerate(adapters):
         layout: dict[str, Spec] = {}
         for name, tensor in adapter.items():
@@ -239,6 +243,8 @@ def _adapters(adapters: Sequence[Adapter], *, plain: bool, any_rank: bool) -> Up
                 faults.setdefault(index, f"{title(name)} is a {type(tensor).__name__}, expected a float tensor")
             elif tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided:
                 faults.setdefault(index, f"{title(name)} has dtype {tensor.dtype}, expected dense floats")
+            elif tensor.device != device or device.type == "meta":
+                faults.setdefault(index, f"{title(name)} is on device {tensor.device}, most tensors are on {device}")
             else:
                 layout[name] = Spec(tuple(tensor.shape), tensor.dtype)
         layouts.append(layout)
