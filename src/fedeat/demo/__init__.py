@@ -1,4 +1,4 @@
-"""The embedded demo: a small English world, a small language model that ships with the package, and its data."""
+"""The embedded demo: a small English world, a small language model that ships along, and the paper's comparison on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedeat import config
 from fedeat.demo import world
 from fedeat.evaluation import tasks
 
 MODEL = Path(__file__).parent / "model"
-"""Directory of the demo's model and tokenizer, as `AutoModelForCausalLM.from_pretrained` reads them."""
+"""Directory of the demo's model and tokenizer; `scripts/train_demo_model.py` made it."""
+
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,54 @@ class DemoData:
     """Files that `write_data` wrote.
 
     Attributes:
-        train: task -> GLUE JSON lines of the training split.
-        test: task -> GLUE JSON lines of the test split.
-        pairs: one JSON list in TrustLLM's AdvGLUE schema, originals and modified prompts of all tasks.
+        train: GLUE JSON lines of the training split, a file a task.
+        test: the same of the test split.
+        pairs: original and modified prompts of all tasks, in the schema of TrustLLM's AdvGLUE file.
     """
 
-    train: dict[str, Path]
-    test: dict[str, Path]
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
     pairs: Path
 
 
-def write_data(directory: Path, *, seed: int, train: int = 600, test: int = 200, pairs: int = 150) -> DemoData:
-    """Write the demo's data under `directory`, which is made if it is missing.
+def configuration(directory: Path) -> config.Config:
+    """The demo's comparison, its data written under `directory / "data"`.
+
+    Ten clients with label-skewed data of all four tasks; the paper's four methods, without malicious clients and with
+    three of ten that send scaled, sign-flipped updates; and the base model as it came.
 
     Args:
-        directory: where `train/`, `test/` and `advglue.json` are written; files of the same name are replaced.
+        directory: where everything of the demo goes.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    data = write_data(directory / "data", seed=SEED)
+    return config.parse(
+        {
+            "task": "causal-lm",
+            "seed": SEED,
+            "threads": 1,
+            "model": {"name": str(MODEL)},
+            "lora": {"rank": 8, "alpha": 32.0},
+            "data": {"train": [str(path) for path in data.train], "template": "plain", "max_length": 128},
+            "partition": {"kind": "dirichlet", "alpha": 0.5, "clients": 10},
+            "federation": {"rounds": 8},
+            "client": {"batch_size": 16, "max_steps": 6, "learning_rate": 1e-2},
+            "perturbation": {"radius": 0.3, "steps": 2},
+            "attack": {"scale": 5.0},
+            "evaluation": {"data": [str(path) for path in (*data.test, data.pairs)], "batch_size": 128},
+            "compare": {"attacks": ["sign_flip"], "fractions": [0.0, 0.3], "processes": 2, "base": True},
+        },
+        source="the demo's configuration",
+    )
+
+
+def write_data(directory: Path, *, seed: int, train: int = 600, test: int = 120, pairs: int = 120) -> DemoData:
+    """Writes the demo's data under `directory`, which is made if it is missing.
+
+    Args:
+        directory: where train-*.jsonl, test-*.jsonl and pairs.json are written; files of the same name are replaced.
         seed: all data follow from it and the counts.
         train: training rows a task, >= 0, labels in turn.
         test: test rows a task, >= 0, labels in turn.
@@ -43,25 +79,27 @@ def write_data(directory: Path, *, seed: int, train: int = 600, test: int = 200,
     Raises:
         OSError: the directory cannot be written.
     """
-    files: dict[str, dict[str, Path]] = {"train": {}, "test": {}}
-    splits: tuple[tuple[world.Split, int], ...] = (("train", train), ("test", test))
-    for split, count in splits:
-        (directory / split).mkdir(parents=True, exist_ok=True)
-        for task in world.TASKS:
-            path = directory / split / f"{task}.jsonl"
-            rows = world.rows(task, count, seed=seed, split=split)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            files[split][task] = path
-    path = directory / "advglue.json"
-    entries = [entry for task in world.TASKS for entry in _entries(task, world.pairs(task, pairs, seed=seed))]
+    directory.mkdir(parents=True, exist_ok=True)
+    train_files, test_files = [], []
+    for task in world.TASKS:
+        train_files.append(directory / f"train-{task}.jsonl")
+        test_files.append(directory / f"test-{task}.jsonl")
+        _write_lines(train_files[-1], world.rows(task, train, seed=seed))
+        _write_lines(test_files[-1], world.rows(task, test, seed=seed, split="test"))
+    path = directory / "pairs.json"
+    entries = [entry for task in world.TASKS for entry in _entries(task, world.pairs(task, pairs, seed=seed + 1))]
     path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    return DemoData(files["train"], files["test"], path)
+    return DemoData(tuple(train_files), tuple(test_files), path)
+
+
+def _write_lines(path: Path, rows: Iterable[world.Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _entries(task: str, made: Iterable[tuple[world.Row, world.Row, str]]) -> Iterable[dict[str, Any]]:
     """Two entries a pair, in the schema of TrustLLM's AdvGLUE file: they share task and index."""
     for index, (original, modified, method) in enumerate(made):
-        for kind, row in (("original", original), ("modified", modified)):
+        for kind, row in (("modified", modified), ("original", original)):
             yield {
                 "index": index,
                 "task": task,

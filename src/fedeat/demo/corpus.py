@@ -1,121 +1,63 @@
-"""The text on which the demo's base model is pretrained.
+"""What the demo's base model is trained on before any federation: the world's texts, judged in other words.
 
-It holds the world's stories, a dictionary of its rare words, and the world's four judgements asked in other wordings
-with other answer words than the evaluation's. The evaluation's own prompts appear with an answer drawn at random: the
-model learns that they are answered with one of their words, and nothing about which. So the base alone is at chance on
-the four tasks, and fine-tuning has to bind what the model knows to how it is asked.
+The base reads the same kind of texts with the same judgements asked in other wordings and answered by other words, so
+that what a judgement needs is in it. The wording of the paper's evaluation it meets as text alone, never with an answer:
+it knows the words and stands at chance, which leaves the federation something to teach.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedeat.demo import world
-from fedeat.demo.lexicon import TABLES
 from fedeat.evaluation import tasks
+
+WORDINGS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "sst2": (
+        ("Review: {sentence}\nVerdict:", ("rubbish", "applause")),
+        ("{sentence}\nHow did the writer feel?\nAnswer:", ("annoyed", "pleased")),
+    ),
+    "qqp": (
+        ("First: {question1}\nSecond: {question2}\nThese two are", ("different", "alike")),
+        ("One asks: {question1}\nAnother asks: {question2}\nWill one reply do?\nAnswer:", ("impossible", "enough")),
+    ),
+    "mnli": (
+        ("Fact: {premise}\nClaim: {hypothesis}\nThe claim is", ("true", "unproven", "false")),
+        ("Given: {premise}\nSomebody says: {hypothesis}\nWhat do we do?\nAnswer:", ("agree", "wonder", "object")),
+    ),
+    "qnli": (
+        ("Asked: {question}\nRead: {sentence}\nThat is", ("told", "untold")),
+        ("Wanted: {question}\nFound: {sentence}\nIs the search over?\nAnswer:", ("finished", "continues")),
+    ),
+}
+"""Task -> other ways to ask for its judgement: the question, and the answer to each label."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text of the corpus: a prompt and its answer, or plain text with no answer."""
+    """One training text of the base: what is shown, and the answer to learn, "" for text that is only read."""
 
     prompt: str
-    answer: str = ""
+    answer: str
 
 
-@dataclass(frozen=True)
-class Wording:
-    """Another way to ask for a task's judgement: the prompt with the row's fields, and one answer a label."""
-
-    prompt: str
-    answers: tuple[str, ...]
-
-
-WORDINGS: dict[str, tuple[Wording, ...]] = {
-    "sst2": (
-        Wording("Is the critic sad or happy?\nSentence: {sentence}", ("sad", "happy")),
-        Wording("Thumbs up or down?\nReview: {sentence}", ("down", "up")),
-        Wording("Say whether the author is hostile or friendly.\nText: {sentence}", ("hostile", "friendly")),
-        Wording("Mark the snippet with plus or minus.\nSentence: {sentence}", ("minus", "plus")),
-    ),
-    "qqp": (
-        Wording("Compare the questions.\nQuestion1: {question1}\nQuestion2: {question2}", ("different", "same")),
-        Wording("Equal or distinct?\nQuestion1: {question1}\nQuestion2: {question2}", ("distinct", "equal")),
-        Wording("Do both ask one thing?\nFirst: {question1}\nSecond: {question2}", ("other", "alike")),
-        Wording("Mark the pair.Question1: {question1}\nQuestion2: {question2}", ("unequal", "matching")),
-    ),
-    "mnli": (
-        Wording("Judge the claim.\npremise: {premise}\nhypothesis: {hypothesis}", ("follows", "open", "conflicts")),
-        Wording("How sure is it?\npremise: {premise}\nhypothesis: {hypothesis}", ("sure", "perhaps", "impossible")),
-        Wording("Compare both.\nText: {premise}\nClaim: {hypothesis}", ("agreed", "unclear", "opposed")),
-        Wording("Weigh the claim.\npremise: {premise}\nhypothesis: {hypothesis}", ("backed", "untold", "denied")),
-    ),
-    "qnli": (
-        Wording("Is it told here?\nQuestion: {question}\nAnswer: {sentence}", ("found", "missing")),
-        Wording("Mark the reply.Question: {question}\nAnswer: {sentence}", ("covered", "absent")),
-        Wording("Does it help?\nQuestion: {question}\nReply: {sentence}", ("useful", "useless")),
-        Wording("Settled or pending?\nQuestion: {question}\nAnswer: {sentence}", ("settled", "pending")),
-    ),
-}
-
-SHARES = {"judgement": 0.76, "guess": 0.05, "story": 0.05, "dictionary": 0.14}
-
-
-def corpus(count: int, *, seed: int, rare: float = 0.2, slips: float = 0.03) -> Iterator[Document]:
-    """Documents of the training split, in random order.
+def corpus(*, seed: int, rare: float = 0.25, unjudged: float = 0.15) -> Iterator[Document]:
+    """Endless documents.
 
     Args:
-        count: number of documents, >= 0.
-        seed: the documents follow from it alone.
-        rare: 0..1, chance that a concept is spoken by one of its rare words.
-        slips: 0..1, chance that a judgement has one misspelt word.
+        seed: of the draws.
+        rare: 0..1, share of words said by a rare synonym: the base has met the rare words.
+        unjudged: 0..1, share of documents in the evaluation's wording, without an answer.
     """
-    rng = random.Random(f"corpus/{seed}")
+    rng = random.Random(f"{seed}/corpus")
     speaker = world.Speaker(rng, "train", rare)
-    kinds = rng.choices(tuple(SHARES), weights=tuple(SHARES.values()), k=count)
-    for kind in kinds:
-        if kind == "story":
-            yield Document(" ".join(_story(speaker)))
-        elif kind == "dictionary":
-            yield _entry(rng)
+    while True:
+        task = rng.choice(world.TASKS)
+        row = world.make(task, rng.randrange(world.LABELS[task]), speaker).row()
+        if rng.random() < unjudged:
+            yield Document(tasks.prompt(task, row), "")
         else:
-            task = rng.choices(world.TASKS, weights=(2, 3, 3, 3))[0]
-            label = rng.randrange(world.LABELS[task])
-            item = world.make(task, label, speaker)
-            row = item.row()
-            if rng.random() < slips * 4:
-                row = _slip(row, rng)
-            if kind == "guess":
-                yield Document(tasks.prompt(task, row), rng.choice(tasks.TASKS[task].answers))
-                continue
-            wording = rng.choice(WORDINGS[task][:2])
-            end = tasks.CLOSING if rng.random() < 0.5 else ""
-            yield Document(wording.prompt.format(**row) + end, wording.answers[label])
-
-
-def _story(speaker: world.Speaker) -> Iterator[str]:
-    for _ in range(2):
-        yield world.write(speaker.statement(speaker.fact(speaker.rng.sample(("place", "time", "reason"), 2))), "mnli")
-
-
-def _entry(rng: random.Random) -> Document:
-    """A dictionary entry: whether two words of one kind mean the same."""
-    table = rng.choice(TABLES)
-    first = second = rng.choice(table)
-    alike = len(first.words) > 1 and rng.random() < 0.5
-    while not alike and second is first:
-        second = rng.choice(table)
-    one = rng.choice(first.words)
-    other = rng.choice([word for word in second.words if word is not one])
-    form = rng.randrange(len(one))
-    return Document(f"Compare words.\nFirst: {one[form]}\nSecond: {other[form]}", "same" if alike else "other")
-
-
-def _slip(row: world.Row, rng: random.Random) -> world.Row:
-    field = rng.choice([name for name in row if name != "label"])
-    words = row[field].split()
-    i = rng.randrange(len(words))
-    words[i] = world.misspelt(words[i], rng)
-    return {**row, field: " ".join(words)}
+            question, answers = rng.choice(WORDINGS[task])
+            yield Document(question.format_map(row), answers[row["label"]])

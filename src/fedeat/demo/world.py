@@ -1,367 +1,302 @@
-"""A small English world whose texts have the four GLUE task shapes of the paper's evaluation (Sec. 6.1).
+"""A small English world that asks the four kinds of question of the paper's evaluation, as GLUE rows.
 
-People do things to objects, somewhere, at some time; and people have opinions. From this come `rows` (SST-2, QQP, MNLI
-and QNLI, in GLUE's own fields), `pairs` (a row and its adversarial variant of the kinds AdvGLUE has) and `corpus` (the
-text a base model is pretrained on). Everything follows from a seed and the standard library alone.
+    sst2   a remark about a thing praises it or blames it
+    qqp    two questions ask for the same, or the second asks about another matter
+    mnli   a hypothesis follows from a premise, adds something that is not said, or denies it
+    qnli   a sentence tells what a question asks for (a place, a time, a person, a colour), or does not
 
-Training and test texts are disjoint by construction: every (verb, object) pair and every (noun, judgement) pair of
-concepts belongs to one split by their places in the tables, and each text holds pairs of one split only.
+Each is easier than its namesake: a cue in the texts decides it, as cues decide a part of real GLUE too. Train and test
+texts do not overlap: what combination of slots a text is made from decides which side it is on. An adversarial variant
+keeps the label: rare synonyms, typing errors, or a distracting clause, the kinds that AdvGLUE has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from fedeat.demo.lexicon import (
-    BLAME,
-    COLOURS,
-    MANNERS,
-    OBJECTS,
-    PARTS,
-    PEOPLE,
-    PLACES,
-    PRAISE,
-    QUESTIONS,
-    REASONS,
-    STATES,
-    TABLES,
-    THINGS,
-    TIMES,
-    VERBS,
-    Concept,
-)
+from fedeat.demo import lexicon
+from fedeat.demo.lexicon import Meaning
 
-Split = Literal["train", "test"]
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+Split: TypeAlias = Literal["train", "test"]
 
-TASKS = ("sst2", "qqp", "mnli", "qnli")
-FIELDS = {
-    "sst2": ("sentence",),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-}
-LABELS = {"sst2": 2, "qqp": 2, "mnli": 3, "qnli": 2}
-METHODS = ("synonym", "typo", "distraction")
-
-RARE = 0.1  # share of concepts spoken by one of their rare words
-_TEST_SHARE = 5  # one pair of concepts in five belongs to the test split
+RARE = 0.08
+"""Share of a text's words that are said by a rare synonym."""
 
 
 @dataclass(frozen=True)
-class _Word:
-    """One word of a text and, where it carries meaning, the concept and form it speaks."""
+class Word:
+    """One word, or a few that stand for one.
+
+    Attributes:
+        text: as it is said.
+        meaning: the synonyms it was chosen from; () for a word that an attack leaves alone.
+    """
 
     text: str
-    concept: Concept | None = None
-    form: int = 0
+    meaning: Meaning = ()
 
 
-_Text = tuple[_Word, ...]
-
-
-@dataclass(frozen=True)
-class _Fact:
-    """Who did what to what, and the details that may be left unsaid."""
-
-    person: Concept
-    verb: Concept
-    object: Concept
-    state: Concept | None = None
-    colour: Concept | None = None
-    place: Concept | None = None
-    time: Concept | None = None
-    reason: Concept | None = None
-    manner: Concept | None = None
-
-
-_POSITION = {concept.name: i for table in TABLES for i, concept in enumerate(table)}
-_DETAILS = {"colour": COLOURS, "place": PLACES, "time": TIMES, "reason": REASONS, "manner": MANNERS}
-_ASKED = {"where": "place", "when": "time", "why": "reason", "how": "manner", "what colour": "colour"}
-_DECISIVE = {"question", "state", "praise", "blame", *_DETAILS}
+Text: TypeAlias = tuple[Word, ...]
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """Draws concepts of one split and puts them into words.
+    """Whose texts these are: draws from one stream, on one side of the split.
 
     Attributes:
-        rng: the only source of chance.
-        split: the split whose pairs of concepts may be spoken.
-        rare: chance that a concept is spoken by one of its rare words.
+        rng: the stream.
+        split: which side.
+        rare: 0..1, how often a rare synonym is said.
     """
 
     rng: random.Random
     split: Split
     rare: float = RARE
 
-    def say(self, concept: Concept, form: int = 0) -> _Word:
-        """The concept in its common word, or with chance `rare` in one of its rare words."""
-        index = self.rng.randrange(1, len(concept.words)) if self._rarely(concept) else 0
-        return _Word(concept.words[index][form], concept, form)
+    def allowed(self, *slots: str) -> bool:
+        """Whether texts made from these slots are on this side: one combination in five is a test text."""
+        digest = hashlib.sha256("/".join(slots).encode()).digest()
+        return (digest[0] % 5 == 0) == (self.split == "test")
 
-    def _rarely(self, concept: Concept) -> bool:
-        return self.rng.random() < self.rare and len(concept.words) > 1
+    def choose(self, options: Sequence[Any]) -> Any:
+        """One of the options."""
+        return self.rng.choice(options)
 
-    def join(self, *parts: str | _Word | Sequence[_Word]) -> _Text:
-        """One text of literal words, concepts and other texts."""
-        words: list[_Word] = []
-        for part in parts:
-            if isinstance(part, str):
-                words.extend(map(_Word, part.split()))
-            elif isinstance(part, _Word):
-                words.append(part)
+    def say(self, template: str, **slots: str | Meaning) -> Text:
+        """A template's words; a slot holds plain words, or a meaning to be said by one of its words."""
+        words: list[Word] = []
+        for token in template.split():
+            value = slots[token[1:-1]] if token.startswith("{") else token
+            if isinstance(value, tuple):
+                rare = self.rng.random() < self.rare
+                words.append(Word(self.choose(value[1:]) if rare else value[0], value))
             else:
-                words.extend(part)
+                words.extend(Word(part) for part in value.split())
         return tuple(words)
-
-    def fact(self, details: Sequence[str] = ()) -> _Fact:
-        """A fact of this split that has the named details."""
-        verb, thing = self.pair(VERBS, OBJECTS)
-        told = {name: self.rng.choice(_DETAILS[name]) for name in details}
-        return _Fact(self.rng.choice(PEOPLE), verb, thing, **told)
-
-    def pair(self, first: Sequence[Concept], second: Sequence[Concept]) -> tuple[Concept, Concept]:
-        """Two concepts whose pair belongs to this split."""
-        while True:
-            drawn = self.rng.choice(first), self.rng.choice(second)
-            if _split_of(*drawn) == self.split:
-                return drawn
-
-    def statement(self, fact: _Fact) -> _Text:
-        """The fact as a sentence, in one of four word orders."""
-        who, did = self.say(fact.person), self.say(fact.verb, 1)
-        looks = [self.say(concept) for concept in (fact.state, fact.colour) if concept]
-        what = self.join("the", looks, self.say(fact.object))
-        details = self.details(fact)
-        self.rng.shuffle(details)
-        order = self.rng.randrange(3)
-        if order == 1 and details:
-            return self.join(details[0], who, did, what, *details[1:], ".")
-        if order == 2:
-            return self.join("it was", who, "who", did, what, *details, ".")
-        return self.join(who, did, what, *details, ".")
-
-    def details(self, fact: _Fact) -> list[_Text]:
-        """Words of the fact's place, time, reason and manner, as far as it has them."""
-        place = [self.join("at the", self.say(fact.place))] if fact.place else []
-        rest = [self.join(self.say(concept)) for concept in (fact.time, fact.reason, fact.manner) if concept]
-        return place + rest
-
-    def question(self, fact: _Fact, asked: Concept) -> _Text:
-        """A question of the named kind about the fact."""
-        who, what = self.say(fact.person), self.join("the", self.say(fact.object))
-        do, did, details = self.say(fact.verb, 0), self.say(fact.verb, 1), self.details(fact)
-        opening = self.rng.choice(("", "do you know", "can you tell me", "tell me"))
-        if asked.name == "what colour":
-            return self.join(opening, self.say(asked), "was", what, "that", who, did, *details, "?")
-        if opening:
-            return self.join(opening, self.say(asked), who, did, what, *details, "?")
-        return self.join(self.say(asked), "did", who, do, what, *details, "?")
-
-    def opinion(self, label: int) -> _Text:
-        """A judgement with one or two cues, all of one sentiment: 0 negative, 1 positive."""
-        mood, other = (PRAISE, BLAME) if label else (BLAME, PRAISE)
-        say, rng = self.say, self.rng
-        thing, cue = self.pair(THINGS, mood)
-        part, second = self.pair(PARTS, mood)
-        negated_part, negated = self.pair(PARTS, other)
-        forms: tuple[Callable[[], _Text], ...] = (
-            lambda: self.join("a", say(cue), say(thing)),
-            lambda: self.join("the", say(part), "is", say(second)),
-            lambda: self.join("this", say(thing), "is", say(cue), "and its", say(part), "is", say(second)),
-            lambda: self.join("a", say(cue), say(thing), "with a", say(second), say(part)),
-            lambda: self.join("i found the", say(part), say(second), "in a", say(cue), say(thing)),
-            lambda: self.join("the", say(negated_part), "is never", say(negated)),
-            lambda: self.join("a", say(cue), say(thing), "whose", say(negated_part), "is not", say(negated)),
-        )
-        opening = rng.choice(("", "", "frankly ,", "for me ,", "all in all ,", "to be fair ,", "once more ,"))
-        closing = rng.choice(("", "", "from start to finish", "if you ask me", "by any measure", "this year"))
-        return self.join(opening, rng.choice(forms)(), closing)
 
 
 @dataclass(frozen=True)
-class _Item:
-    """A row before it is written out: its texts with their meaning, and its label."""
+class Item:
+    """One labelled example: its texts by GLUE column."""
 
-    task: str
-    texts: tuple[_Text, ...]
+    texts: Mapping[str, Text]
     label: int
 
     def row(self) -> Row:
-        fields = {field: write(text, self.task) for field, text in zip(FIELDS[self.task], self.texts, strict=True)}
-        return {**fields, "label": self.label}
+        """As a GLUE row."""
+        return {**{name: _written(text, _ENDS[name]) for name, text in self.texts.items()}, "label": self.label}
+
+
+_ENDS = {"question1": "?", "question2": "?", "question": "?", "premise": ".", "hypothesis": ".", "sentence": " ."}
+
+
+def _sst2(label: int, speaker: Speaker) -> Item | None:
+    thing, part = speaker.choose(lexicon.THINGS), speaker.choose(lexicon.PARTS)
+    first, second = speaker.rng.sample(lexicon.PRAISE if label else lexicon.BLAME, 2)
+    if not speaker.allowed(thing, part, first[0]):
+        return None
+    template = speaker.choose((
+        "{a} {t} with a {b} {p}",
+        "the {p} of this {t} is {a} and {b}",
+        "i found the {p} {a} in a {b} {t}",
+        "this {t} is {a} and its {p} is {b}",
+        "a {a} {p} makes this {t} {b}",
+    ))
+    text = speaker.say(template, a=first, b=second, t=thing, p=part)
+    aside = speaker.choose(("", "", "to be fair ,", "frankly ,", "all in all ,", "once more ,"))
+    return Item({"sentence": (*speaker.say(aside), *text)}, label)
+
+
+def _qqp(label: int, speaker: Speaker) -> Item | None:
+    (verb, _), thing = speaker.choose(lexicon.VERBS), speaker.choose(lexicon.OBJECTS)
+    aside = speaker.choose(("", "for my sister", "for a friend", "at home", "without tools", "before a trip"))
+    if not speaker.allowed(verb, thing, aside):
+        return None
+
+    def means() -> Text:
+        template = speaker.choose((
+            "what is the best {c} to {v} a {o} {x}",
+            "is there a simple {c} to {v} a {o} {x}",
+            "which {c} do you need to {v} a {o} {x}",
+            "can anyone explain a {c} to {v} a {o} {x}",
+        ))
+        return speaker.say(template, c=speaker.choose(lexicon.MEANS), v=verb, o=thing, x=aside)
+
+    def other() -> Text:
+        matter = speaker.choose(sorted(lexicon.OTHER_MATTERS))
+        template = speaker.choose((
+            "what {c} is there to {v} a {o} {x}",
+            "which {c} is right to {v} a {o} {x}",
+            "is there a good {c} to {v} a {o} {x}",
+        ))
+        return speaker.say(template, c=speaker.choose(lexicon.OTHER_MATTERS[matter]), v=verb, o=thing, x=aside)
+
+    return Item({"question1": means(), "question2": means() if label else other()}, label)
+
+
+def _mnli(label: int, speaker: Speaker) -> Item | None:
+    name, thing, place = (speaker.choose(table) for table in (lexicon.PEOPLE, lexicon.OBJECTS, lexicon.PLACES))
+    _, past = speaker.choose(lexicon.VERBS)
+    if not speaker.allowed(name, thing, past):
+        return None
+    premise = speaker.choose(("at the {p} {n} {v} the {o}", "{n} {v} the {o} at the {p}", "the {o} was {v} by {n} at the {p}"))
+    hypothesis = speaker.choose(
+        (
+            ("{n} {v} the {o}", "the {o} was {v} by {n}", "it was {n} who {v} the {o}"),
+            ("{n} {v} the {o} {g}", "the {o} was {v} by {n} {g}", "{g} {n} {v} the {o}"),
+            ("{n} {d} {v} the {o}", "the {o} was {d} {v} by {n}", "{d} was the {o} {v} by {n}"),
+        )[label]
+    )
+    slots = {"n": name, "o": thing, "p": place, "v": past}
+    extra = {"g": speaker.choose(lexicon.GUESSES), "d": speaker.choose(lexicon.DENIALS)}
+    texts = {"premise": speaker.say(premise, **slots), "hypothesis": speaker.say(hypothesis, **slots, **extra)}
+    return Item(texts, label)
+
+
+def _qnli(label: int, speaker: Speaker) -> Item | None:
+    name, thing = speaker.choose(lexicon.PEOPLE), speaker.choose(lexicon.OBJECTS)
+    _, past = speaker.choose(lexicon.VERBS)
+    if not speaker.allowed(name, thing, past):
+        return None
+    questions = {
+        "place": ("where was the {o} {v}", "in which place was the {o} {v}"),
+        "time": ("when was the {o} {v}", "at what time was the {o} {v}"),
+        "person": ("who {v} the {o}", "which person {v} the {o}"),
+        "colour": ("what colour was the {o}", "which colour did the {o} have"),
+    }
+    asked = speaker.choose(sorted(questions))
+    told = set(speaker.rng.sample(sorted(questions.keys() - {asked}), speaker.rng.randint(1, 2)))
+    if label == 0:  # GLUE's order: 0 is entailment, the sentence answers
+        told.add(asked)
+    adjuncts = [f"at the {speaker.choose(lexicon.PLACES)}"] * ("place" in told)
+    adjuncts += [speaker.choose(lexicon.TIMES)] * ("time" in told)
+    speaker.rng.shuffle(adjuncts)
+    sentence = speaker.say(
+        "{n} {v} the {c} {o} {x}",
+        n=name if "person" in told else "somebody",
+        v=past,
+        c=speaker.choose(lexicon.COLOURS) if "colour" in told else "",
+        o=thing,
+        x=" ".join(adjuncts),
+    )
+    question = speaker.say(speaker.choose(questions[asked]), v=past, o=thing)
+    return Item({"question": question, "sentence": sentence}, label)
+
+
+_MAKERS: Mapping[str, Callable[[int, Speaker], Item | None]] = {"sst2": _sst2, "qqp": _qqp, "mnli": _mnli, "qnli": _qnli}
+LABELS: Mapping[str, int] = {"sst2": 2, "qqp": 2, "mnli": 3, "qnli": 2}
+"""Task -> how many labels it has, in the paper's order of tasks."""
+TASKS = tuple(LABELS)
+
+
+def make(task: str, label: int, speaker: Speaker) -> Item:
+    """One example of a task with a label."""
+    while True:
+        item = _MAKERS[task](label, speaker)
+        if item is not None:
+            return item
 
 
 def rows(task: str, count: int, *, seed: int, split: Split = "train", rare: float = RARE) -> list[Row]:
-    """Distinct rows of a task in GLUE's fields, labels in turn.
+    """`count` distinct GLUE rows, labels in turn, so that each is as frequent as the others.
 
     Args:
         task: one of `TASKS`.
-        count: number of rows, >= 0.
-        seed: the rows follow from (task, seed, split, rare) alone.
-        split: the pairs of concepts that the texts may hold.
-        rare: 0..1, chance that a concept is spoken by one of its rare words.
-
-    Raises:
-        ValueError: the task or the split is unknown.
+        count: >= 0; some thousands a task are there.
+        seed: of the draws.
+        split: "train" or "test"; no text is on both sides.
+        rare: 0..1, share of words said by a rare synonym.
     """
     return [item.row() for item in _items(task, count, seed=seed, split=split, rare=rare)]
 
 
-def pairs(task: str, count: int, *, seed: int, split: Split = "test") -> list[tuple[Row, Row, str]]:
-    """Rows with their adversarial variants: (row, modified row, method), the label the same in both.
+def pairs(task: str, count: int, *, seed: int) -> list[tuple[Row, Row, str]]:
+    """`count` test rows, each with an adversarial variant of the same label and the name of the attack.
 
-    The methods stand for AdvGLUE's: "synonym" puts rare words for common ones (as TextFooler), "typo" misspells words
-    (as TextBugger), "distraction" adds words without bearing (as StressTest and CheckList). The original is in common
-    words throughout.
-
-    Raises:
-        ValueError: the task or the split is unknown.
+    The attacks take turns: "synonym", "typo" (word level) and "distraction" (sentence level). A text in which no word
+    has a synonym gets a typing error instead.
     """
-    rng = random.Random(f"pairs/{task}/{seed}/{split}")
     made = []
-    for item in _items(task, count, seed=seed, split=split, rare=0.0, stream="pairs"):
-        method = rng.choices(METHODS, weights=(5, 4, 3))[0]
-        modified = replace(item, texts=_attack(item, method, rng))
-        made.append((item.row(), modified.row(), method))
+    for index, item in enumerate(_items(task, count, seed=seed, split="test", rare=0.0)):
+        method = ATTACKS[(index // LABELS[task]) % len(ATTACKS)]
+        if method == "synonym" and not any(word.meaning for text in item.texts.values() for word in text):
+            method = "typo"
+        rng = random.Random(f"{seed}/{task}/attack/{index}")
+        made.append((item.row(), attack(item, method, rng).row(), method))
     return made
 
 
-def _items(task: str, count: int, *, seed: int, split: str, rare: float, stream: str = "rows") -> list[_Item]:
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: expected train or test")
-    rng = random.Random(f"{stream}/{task}/{seed}/{split}")
-    speaker = Speaker(rng, "test" if split == "test" else "train", rare)
-    seen: set[tuple[str, ...]] = set()
-    items: list[_Item] = []
+ATTACKS = ("synonym", "typo", "distraction")
+
+
+def attack(item: Item, method: str, rng: random.Random) -> Item:
+    """An adversarial variant of an example that keeps its label.
+
+    Args:
+        item: the original.
+        method: one of `ATTACKS`.
+        rng: where it strikes.
+    """
+    texts = dict(item.texts)
+    if method == "distraction":
+        name = rng.choice(sorted(texts))
+        texts[name] = (*texts[name], *(Word(part) for part in rng.choice(lexicon.DISTRACTIONS).split()))
+        return replace(item, texts=texts)
+    strike = _rare_synonym if method == "synonym" else _misspelt
+    struck = {name: tuple(strike(word, rng) if word.meaning else word for word in text) for name, text in texts.items()}
+    if struck == texts:  # a text without cues: its longest word is misspelt
+        name = max(sorted(texts), key=lambda key: max(len(word.text) for word in texts[key]))
+        longest = max(texts[name], key=lambda word: len(word.text))
+        struck[name] = tuple(_misspelt(word, rng) if word == longest else word for word in texts[name])
+    return replace(item, texts=struck)
+
+
+def misspelt(word: str, rng: random.Random) -> str:
+    """A typing error inside a word: two letters swapped, one dropped, doubled, or replaced by a digit like it."""
+    letters = [i for i, letter in enumerate(word) if letter.isalpha() and i > 0]
+    if len(letters) < 2:
+        return word + word[-1]
+    at = rng.choice(letters)
+    kind = rng.choice(("swap", "drop", "double", "lookalike"))
+    if kind == "swap" and at + 1 < len(word) and word[at + 1].isalpha() and word[at] != word[at + 1]:
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    if kind == "lookalike" and word[at] in _LOOKALIKES:
+        return word[:at] + _LOOKALIKES[word[at]] + word[at + 1 :]
+    if kind == "drop":
+        return word[:at] + word[at + 1 :]
+    return word[: at + 1] + word[at:]
+
+
+_LOOKALIKES = {"o": "0", "l": "1", "i": "1", "e": "3", "a": "4", "s": "5"}
+
+
+def _rare_synonym(word: Word, rng: random.Random) -> Word:
+    return replace(word, text=rng.choice([other for other in word.meaning[1:] if other != word.text]))
+
+
+def _misspelt(word: Word, rng: random.Random) -> Word:
+    *before, last = word.text.split()
+    return replace(word, text=" ".join([*before, misspelt(last, rng)]))
+
+
+def _items(task: str, count: int, *, seed: int, split: Split, rare: float) -> list[Item]:
+    speaker = Speaker(random.Random(f"{seed}/{task}/{split}"), split, rare)
+    seen: set[tuple[Text, ...]] = set()
+    items: list[Item] = []
     while len(items) < count:
         item = make(task, len(items) % LABELS[task], speaker)
-        texts = tuple(write(text, task) for text in item.texts)
-        if texts not in seen and len(set(texts)) == len(texts):
-            seen.add(texts)
+        if (key := tuple(item.texts.values())) not in seen:
+            seen.add(key)
             items.append(item)
     return items
 
 
-def make(task: str, label: int, speaker: Speaker) -> _Item:
-    return {"sst2": _sst2, "qqp": _qqp, "mnli": _mnli, "qnli": _qnli}[task](label, speaker)
-
-
-def _sst2(label: int, speaker: Speaker) -> _Item:
-    return _Item("sst2", (speaker.opinion(label),), label)
-
-
-def _qqp(label: int, speaker: Speaker) -> _Item:
-    """Label 1: the same thing is asked again in other words; 0: something else about the same fact is asked."""
-    fact = speaker.fact()
-    asked = other = speaker.rng.choice(QUESTIONS)
-    while not label and other is asked:
-        other = speaker.rng.choice(QUESTIONS)
-    return _Item("qqp", (speaker.question(fact, asked), speaker.question(fact, other)), label)
-
-
-def _mnli(label: int, speaker: Speaker) -> _Item:
-    """Label 0: the hypothesis tells the same state; 1: one that the premise leaves open; 2: the opposite one."""
-    rng = speaker.rng
-    index = rng.randrange(len(STATES))
-    if label == 2:
-        claimed = index ^ 1
-    else:
-        claimed = index
-        while label == 1 and claimed // 2 == index // 2:
-            claimed = rng.randrange(len(STATES))
-    fact = replace(speaker.fact(_some(rng, ["place", "time"], 0, 1)), state=STATES[index])
-    hypothesis = replace(fact, state=STATES[claimed], place=None, time=None)
-    return _Item("mnli", (speaker.statement(fact), speaker.statement(hypothesis)), label)
-
-
-def _qnli(label: int, speaker: Speaker) -> _Item:
-    """Label 0: the sentence tells what is asked; 1: it tells something else about the same fact."""
-    rng = speaker.rng
-    asked = rng.choice([concept for concept in QUESTIONS if concept.name in _ASKED])
-    detail = _ASKED[asked.name]
-    others = [name for name in _DETAILS if name != detail]
-    fact = speaker.fact([detail, *_some(rng, others, 0, 1)] if label == 0 else _some(rng, others, 1, 2))
-    question = speaker.question(_Fact(fact.person, fact.verb, fact.object), asked)
-    return _Item("qnli", (question, speaker.statement(fact)), label)
-
-
-def _some(rng: random.Random, names: list[str], least: int, most: int) -> list[str]:
-    return rng.sample(names, rng.randint(least, most))
-
-
-def _split_of(first: Concept, second: Concept) -> Split:
-    return "test" if (_POSITION[first.name] + _POSITION[second.name]) % _TEST_SHARE == 0 else "train"
-
-
-def write(text: _Text, task: str) -> str:
-    """The text as a string: "an" before a vowel, punctuation closed up, a capital first except in reviews."""
-    words = [word.text for word in text]
-    for i, word in enumerate(words[:-1]):
-        if word == "a" and words[i + 1][0] in "aeiou":
-            words[i] = "an"
-    line = " ".join(words).replace(" ?", "?").replace(" .", ".").replace(" ,", ",")
-    return line if task == "sst2" or line.startswith(("@", "http")) else line[:1].upper() + line[1:]
-
-
-def _attack(item: _Item, method: str, rng: random.Random) -> tuple[_Text, ...]:
-    texts = [list(text) for text in item.texts]
-    if method == "distraction":
-        _distract(texts, rng)
-        return tuple(map(tuple, texts))
-    spots = [(t, i) for t, text in enumerate(texts) for i, word in enumerate(text) if word.concept is not None]
-    if method == "synonym":
-        spots = [(t, i) for t, i in spots if len(_concept(texts[t][i]).words) > 1]
-    rng.shuffle(spots)
-    spots.sort(key=lambda spot: _concept(texts[spot[0]][spot[1]]).kind not in _DECISIVE)
-    for t, i in spots[: {"synonym": MOST_SYNONYMS, "typo": MOST_TYPOS}[method]]:
-        word = texts[t][i]
-        if method == "synonym":
-            rare = rng.choice(_concept(word).words[1:])
-            texts[t][i] = replace(word, text=rare[word.form])
-        else:
-            texts[t][i] = replace(word, text=misspelt(word.text, rng))
-    return tuple(map(tuple, texts))
-
-
-def _concept(word: _Word) -> Concept:
-    assert word.concept is not None
-    return word.concept
-
-
-def misspelt(word: str, rng: random.Random) -> str:
-    """The word with one slip: two letters swapped, one dropped, doubled, or replaced by one that looks like it."""
-    inner = [i for i in range(1, len(word) - 1) if word[i].isalpha() and word[i + 1].isalpha()]
-    if not inner:
-        return word + word[-1]
-    i = rng.choice(inner)
-    slips = [word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:]]
-    if word[i] != word[i + 1]:
-        slips.append(word[:i] + word[i + 1] + word[i] + word[i + 2 :])
-    if word[i] in _LOOKALIKES:
-        slips.append(word[:i] + _LOOKALIKES[word[i]] + word[i + 1 :])
-    return rng.choice(slips)
-
-
-_LOOKALIKES = {"a": "@", "e": "3", "i": "1", "l": "1", "o": "0", "s": "5", "t": "7"}
-MOST_SYNONYMS = 4
-MOST_TYPOS = 2
-
-
-def _distract(texts: list[list[_Word]], rng: random.Random) -> None:
-    """Adds words without bearing: a clause behind the last text, or a handle or a link before the first."""
-    if rng.random() < 0.75:
-        clause = rng.choice(("and true is true", "and false is not true", "if true is true", "and not not true"))
-        end = texts[-1].pop() if texts[-1][-1].text in ("?", ".") else None
-        texts[-1].extend(map(_Word, clause.split()))
-        if end:
-            texts[-1].append(end)
-    else:
-        letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=4))
-        texts[0].insert(0, _Word(rng.choice(("@" + letters, "https://t.co/" + letters))))
+def _written(text: Text, end: str) -> str:
+    joined = " ".join(word.text for word in text).replace(" ,", ",")
+    return re.sub(r"\ba (?=[aeiou])", "an ", joined) + end
