@@ -32,6 +32,14 @@ def test_gram_equals_direct_products(dtype: torch.dtype, kind: str) -> None:
     torch.testing.assert_close(geometry.gram(given, double=True), expected, rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 47, 48, 101])
+def test_gram_of_many_clients_is_symmetric_and_right(count: int) -> None:
+    updates = draw(count, 5000)
+    found = geometry.gram(updates)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found, updates.double() @ updates.double().T, rtol=1e-6, atol=0.005)
+
+
 @pytest.mark.parametrize("centre", [0, 4])
 def test_centred_gram_equals_products_of_differences(centre: int) -> None:
     updates = draw(5, 40_000) + 1000

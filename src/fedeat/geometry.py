@@ -184,11 +184,11 @@ def fill(value: Mapping[str, Tensor], segments: Sequence[Segment], coordinates: 
 def _accumulate(total: Tensor, rows: Tensor) -> None:
     """Adds the upper triangle of `rows @ rows.T` to the float64 total, and some of the lower one.
 
-    Products are summed in float32 over short pieces only. From 64 clients on, the triangle is cut into strips: half of
+    Products are summed in float32 over short pieces only. From 48 clients on, the triangle is cut into strips: half of
     the products are each other's mirror image.
     """
     count, whole = len(rows), rows.shape[1] // PIECE * PIECE if rows.dtype == torch.float32 else 0
-    strips = 1 if count < 64 else 2 if count < 200 else 3
+    strips = 1 if count < 48 else 3
     cuts = [count * strip // strips for strip in range(strips + 1)]
     pieces = rows[:, :whole].view(count, -1, PIECE).transpose(0, 1) if whole else rows[None, :, :0]
     rest = rows[:, whole:]
