@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import public_base
-from fedeat import comparison, config
+from fedeat import config
 from fedeat.errors import FedeatError
+from fedeat.experiment import comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("sst2", "qqp", "qnli", "mnli")

@@ -28,7 +28,7 @@ line: `--set aggregation.rule=mean`. A wrong key, a wrong value, a missing file 
 reported all at once, before anything runs. Relative paths start at the directory the command is given in. A run
 directory keeps the resolved configuration, every key with the value used.
 
-This page is made by `scripts/document_configuration.py` from `src/fedeat/schema.py`.
+This page is made by `scripts/document_configuration.py` from `src/fedeat/config/schema.py`.
 """
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

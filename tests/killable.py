@@ -93,7 +93,7 @@ def work(order: dict[str, Any]) -> None:
 
 
 def job_that_dies(tell: object) -> None:
-    """A job of `fedeat.side_by_side` whose process is killed."""
+    """A job of `fedeat.experiment.side_by_side` whose process is killed."""
     die()
 
 

@@ -104,7 +104,8 @@ def compare(
 
     Example: `fedeat compare my.toml --set compare.seeds=[0,1,2] --set compare.processes=2`
     """
-    from fedeat import comparison, config, report
+    from fedeat import config, report
+    from fedeat.experiment import comparison
 
     directory = output or Path("runs") / config_file.stem
     settings = config.load(config_file, set_ or ())
@@ -152,21 +153,20 @@ def evaluate(
 
     Example: `fedeat evaluate --model M --adapter runs/my/adapter --data advglue.json --data sst2_dev.jsonl`
     """
-    from fedeat import evaluation, inputs, records
+    from fedeat import evaluation, experiment, records
     from fedeat.config import Source
-    from fedeat.loading import ModelSource
-    from fedeat.model import load_model
+    from fedeat.model import ModelSource, load_model
 
     _choice("--scorer", scorer, ("likelihood", "generation"))
     _choice("--template", template, ("auto", "alpaca", "chat", "plain"))
     _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
-    sets = inputs.evaluation_sets(sources)
+    sets = experiment.evaluation_sets(sources)
     length = max_length or int(min(512, _positions(model)))
     network = load_model(
         ModelSource(model, dtype=dtype, template=template, max_length=length), lora=None, adapter=adapter
     )
-    sets = inputs.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
+    sets = experiment.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
     with terminal.stage_bars() as tell:
         rows, predictions = evaluation.evaluate(
             network,
@@ -212,7 +212,8 @@ def calibrate(
     """
     import torch
 
-    from fedeat import calibration, config, experiment, records, report, seeding
+    from fedeat import config, experiment, records, report, seeding
+    from fedeat.experiment import calibration
     from fedeat.model import load_model
 
     settings = config.load(config_file, set_ or ())
@@ -277,8 +278,9 @@ def demo(
     a small English world; 30 % of them send scaled, sign-flipped updates in half of the runs. Writes results.json,
     report.html and one run directory a run, each with a PEFT adapter.
     """
-    from fedeat import comparison, report
     from fedeat import demo as embedded
+    from fedeat import report
+    from fedeat.experiment import comparison
 
     settings = embedded.configuration(output)
     with terminal.grid_bars() as tell:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fedeat.calibration import Calibration
+    from fedeat.experiment.calibration import Calibration
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -41,7 +41,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
 def grid_bars() -> Iterator[Callable[[str, str, int, int], None]]:
     """Bars for a comparison: the runs finished with the time left, and each run that is under way.
 
-    Yields what is told (cell, stage, done, total), as `fedeat.comparison.CellProgress`.
+    Yields what is told (cell, stage, done, total), as `fedeat.experiment.comparison.CellProgress`.
     """
     with _progress() as progress:
         overall = progress.add_task("runs finished", total=None, count="")

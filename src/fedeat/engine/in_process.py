@@ -15,8 +15,7 @@ import torch
 
 from fedeat import seeding
 from fedeat.algorithm import LocalTraining, client_update
-from fedeat.data import Batch, Encoded
-from fedeat.encoding import length_grouped, require_targets
+from fedeat.data import Batch, Encoded, length_grouped, require_targets
 from fedeat.model import AdaptedModel
 from fedeat.updates import Adapter, ClientUpdate
 

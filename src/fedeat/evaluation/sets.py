@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedeat.data import read_rows
 from fedeat.errors import DataError
 from fedeat.evaluation import tasks
 from fedeat.evaluation.tasks import Item
-from fedeat.files import read_rows
 
 _ORIGINAL = "original_"
 

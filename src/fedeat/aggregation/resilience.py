@@ -1,0 +1,91 @@
+"""What is known about the rules of this package: how many attackers each withstands, and whether shifts matter to it.
+
+The number is the rule's by its theory, for a configuration to be refused before training rather than fail in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from fedeat.aggregation.coordinatewise import CoordinateRule, trimmed_mean
+from fedeat.aggregation.preaggregation import bucketing, chained, nearest_neighbour_mixing
+from fedeat.aggregation.rules import (
+    Rule,
+    centred_clipping,
+    krum,
+    mean,
+    minimum_diameter,
+    multi_krum,
+    norm_filter,
+    trusted_reference,
+)
+from fedeat.aggregation.smoothed import smoothed_geometric_median
+from fedeat.aggregation.weiszfeld import geometric_median
+
+AnyRule: TypeAlias = Rule | CoordinateRule | functools.partial[Any]
+"""A rule on the Gram matrix, a coordinate-wise rule, or a `functools.partial` of either."""
+
+_SHIFT_INVARIANT = (mean, geometric_median, smoothed_geometric_median, krum, multi_krum, minimum_diameter)
+_SHIFT_INVARIANT_STEPS = (nearest_neighbour_mixing, bucketing)
+
+
+def tolerates(rule: AnyRule, clients: int) -> int:
+    """How many arbitrary (Byzantine) updates among `clients` the rule withstands, by its theory.
+
+    A rule with a `byzantine` option withstands what it was told to, at most what its theory allows. For a function this
+    package does not know the bound of every rule is returned, ceil(n / 2) - 1. `trusted_reference` alone withstands
+    more: all but the server's own update.
+
+    Args:
+        rule: a rule, or a `functools.partial` of one.
+        clients: n >= 1.
+    """
+    inner, options = unwrap(rule)
+    if inner is chained:
+        return _chain_tolerates(options, clients)
+    most, asked = (clients - 1) // 2, options.get("byzantine")
+    if inner is mean:
+        most = 0
+    elif inner in (krum, multi_krum):
+        most = max(0, (clients - 3) // 2)
+    elif inner is centred_clipping:
+        most = clients // 10
+    elif inner is norm_filter:
+        most = (clients - 1) // 3
+    elif inner is trusted_reference:
+        most = clients - 1
+    elif inner is trimmed_mean and asked is None:
+        asked = (clients - 1) // 4
+    return most if asked is None else min(most, int(asked))
+
+
+def shift_invariant(rule: AnyRule) -> bool:
+    """Whether the weights stay when all updates are shifted alike; False for a function this package does not know."""
+    inner, options = unwrap(rule)
+    if inner is chained:
+        steps = [unwrap(step)[0] for step in options["steps"]]
+        return all(step in _SHIFT_INVARIANT_STEPS for step in steps) and shift_invariant(options["rule"])
+    return inner in _SHIFT_INVARIANT
+
+
+def unwrap(rule: object) -> tuple[object, Mapping[str, Any]]:
+    """The function under any partials, and the keyword options bound on the way."""
+    options: dict[str, Any] = {}
+    while isinstance(rule, functools.partial):
+        options = {**rule.keywords, **options}
+        rule = rule.func
+    return rule, options
+
+
+def _chain_tolerates(options: Mapping[str, Any], clients: int) -> int:
+    """Least of the steps' and the rule's; a bucket is lost to one attacker in it."""
+    most, rows = (clients - 1) // 2, clients
+    for step in options["steps"]:
+        inner, bound = unwrap(step)
+        if inner is bucketing:
+            rows = -(-rows // int(bound.get("size", 2)))
+        elif bound.get("byzantine") is not None:
+            most = min(most, int(bound["byzantine"]))
+    return min(most, tolerates(options["rule"], rows))

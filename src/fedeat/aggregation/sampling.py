@@ -1,0 +1,123 @@
+"""The geometric median of large updates from a secret sample of their coordinates, corrected by exact distances.
+
+For many clients the inner products dominate the cost. Distances on a random sample of the coordinates give weights that
+are right to about the square of the sample's error; one exact reading of all coordinates then measures every client's
+distance from that point, which fixes the gradient, and a Newton step with the sample's curvature squares the error
+again. The coordinates must be drawn after the updates have arrived, by a generator no client can predict: an attacker
+who knew them could be huge elsewhere. One who hides in few coordinates anyway is found by the exact distances and costs
+more readings; after three the full inner products are used. Results carry no certificate: the sample's curvature
+proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median, iterate, newton_direction
+from fedeat.geometry.distances import cancellation, medoid, recentred
+from fedeat.geometry.layout import Segment, UpdateSource
+from fedeat.geometry.sources import as_rows, blocks
+
+_LEAST_COORDINATES = 65536
+_LENGTH = 1024
+_MOST_READINGS = 3
+_EXCESS = 1e-8
+"""Estimated relative excess of the objective at which a result is good enough: a tenth is usual after one reading."""
+
+
+def sampled_geometric_median(
+    source: UpdateSource, prior_weights: Tensor, generator: torch.Generator
+) -> tuple[ClientWeights, int] | None:
+    """Weights of the geometric median from a sample and a few exact readings, and the number of those.
+
+    Args:
+        source: n updates.
+        prior_weights: (n,) float64, > 0, summing to one.
+        generator: of the secret coordinates.
+
+    Returns:
+        None where a sample does not pay or does not suffice: few coordinates, an optimum at one client's update, values
+        that are not finite or out of float32's range, or an estimate that is not small after three readings.
+    """
+    coordinates = sum(spec.numel for spec in source.layout.values())
+    budget = max(_LEAST_COORDINATES, coordinates // 32)
+    if 2 * budget > coordinates:
+        return None
+    segments = _draw(source, budget, coordinates, generator)
+    gram = _sampled_gram(source, segments, None)
+    if not _usable(gram, coordinates):
+        return None
+    ratio, centre = cancellation(gram, prior_weights)
+    if ratio > 4:
+        gram = _sampled_gram(source, segments, centre)
+    gram *= coordinates / sum(segment.stop - segment.start for segment in segments)
+    decided = geometric_median(gram, prior_weights)
+    weights = decided.weights
+    if int((weights != 0).sum()) < min(3, len(weights)):
+        return None
+    gram = recentred(gram, medoid(gram, prior_weights))
+    for reading in range(1, _MOST_READINGS + 1):
+        guessed = iterate(gram, prior_weights, weights)
+        radii = _radii(source, weights)
+        if not bool(torch.isfinite(radii).all()) or float(radii.min()) < 1e-3 * float(radii.median()):
+            return None
+        # Exact distances make the gradient exact, as coefficients; only the curvature is the sample's.
+        pulls = prior_weights / radii
+        state = replace(guessed, radii=radii, pulls=pulls, step=pulls / pulls.sum() - weights)
+        move = newton_direction(gram, state)
+        move = state.step if move is None else move
+        weights = weights + move
+        objective = float(prior_weights @ radii)
+        excess = float(state.pulls.sum()) * float(move @ (gram @ state.step)) / objective
+        mismatch = float(guessed.coefficients.abs() @ (1 - guessed.radii / radii).abs())
+        if abs(excess) * (mismatch**2 + abs(excess)) <= _EXCESS:
+            return ClientWeights(weights, decided.iterations + reading, objective), reading
+    return None
+
+
+def _draw(source: UpdateSource, budget: int, coordinates: int, generator: torch.Generator) -> list[Segment]:
+    """Random short segments, as many coordinates of each tensor as its size deserves."""
+    segments = []
+    for name, spec in source.layout.items():
+        share = -(-spec.numel * budget // coordinates)
+        length = min(_LENGTH, spec.numel)
+        if length == 0:
+            continue
+        places = torch.randint(spec.numel - length + 1, (-(-share // length),), generator=generator)
+        segments += [Segment(name, start, start + length) for start in sorted(places.tolist())]
+    return segments
+
+
+def _sampled_gram(source: UpdateSource, segments: Sequence[Segment], centre: int | None) -> Tensor:
+    total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
+    for segment in segments:
+        rows = as_rows([source.piece(segment)], torch.float32)
+        if centre is not None:
+            rows = rows - rows[centre]
+        total += rows @ rows.T
+    return ((total + total.T) / 2).cpu()
+
+
+def _usable(gram: Tensor, coordinates: int) -> bool:
+    """Whether products are finite and not so small that float32 lost their digits."""
+    norms = gram.diagonal()
+    return bool(torch.isfinite(norms).all()) and float(norms.median()) > coordinates * 1e-32
+
+
+def _radii(source: UpdateSource, weights: Tensor) -> Tensor:
+    """(n,) float64 distances of all updates from their weighted sum, in one reading."""
+    squares = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
+    factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
+    away: dict[torch.dtype, Tensor] = {}
+    for _, block in blocks(source):
+        dtype = block.dtype
+        if dtype not in away or away[dtype].numel() < block.numel():
+            away[dtype] = torch.empty(block.numel(), dtype=dtype, device=source.device)
+        out = away[dtype][: block.numel()].view(block.shape)
+        torch.sub(block, torch.mv(block.T, factors[dtype]), out=out)
+        squares += torch.linalg.vector_norm(out, dim=1).double() ** 2
+    return squares.sqrt().cpu()

@@ -1,0 +1,284 @@
+"""The geometric median on the Gram matrix: `argmin_y sum_i a_i |x_i - y|`, solved and certified.
+
+Algorithm 2 of the paper aggregates by the geometric median. Every iterate is a combination `y = sum_i c_i x_i` of
+the updates, so the solver carries the coefficients c and reads inner products alone: O(n^2) a Weiszfeld step and
+O(n^3) a Newton step, whatever the model's size.
+
+1. Start at the medoid, the best data point. If it is optimal (Vardi and Zhang, 2000: the pull of the others does not
+   exceed its own weight), it is the answer, exactly. Else their step leaves it and descends, so that no later iterate
+   meets a data point and no distance needs an epsilon.
+2. Newton's method in the coefficients, safeguarded by Weiszfeld's step, until the gradient vanishes. It takes a few
+   steps where Weiszfeld alone may need thousands.
+3. A dual point proves how far from optimal the result can be at most; see `_certified_gap`.
+
+Objective values are compared by differences of distances, each computed without cancellation, because a single huge
+update would otherwise drown what distinguishes the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedeat.geometry.distances import RESOLUTION, medoid, recentred, squared_distances
+
+_ROUNDING = 2.0**-52
+_TIE = 1e-13
+
+
+@dataclass(frozen=True)
+class ClientWeights:
+    """What a rule decides, and how it came to it.
+
+    Attributes:
+        weights: (n,) float64, the aggregate is `sum_i weights_i x_i`; also the record of how far each client was
+            believed.
+        iterations: steps of an iterative rule, else 0.
+        objective: value of what the rule minimises at its result, in units of the updates; nan for other rules.
+        gap: certified upper bound of `objective / optimum - 1`, more exactly of `(objective - optimum) / objective`;
+            nan where a rule certifies nothing.
+        majority_gap: the same distance to the optimum, relative to the part of the objective that the nearest half
+            of the clients pay: huge updates of a minority inflate the objective, not this part. nan as above.
+        converged: whether `gap` is within the tolerance asked for; True for rules without iteration.
+    """
+
+    weights: Tensor
+    iterations: int = 0
+    objective: float = math.nan
+    gap: float = math.nan
+    majority_gap: float = math.nan
+    converged: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """An iterate `y = sum_i c_i x_i` and what is derived from it.
+
+    Attributes:
+        coefficients: (n,) float64, c; they sum to one.
+        products: (n,) float64, K c.
+        square: c'K c.
+        radii: (n,) float64, distances of the updates from y.
+        pulls: (n,) float64, prior weight over distance.
+        step: (n,) float64, coefficients of Weiszfeld's step; they sum to zero.
+        slope: length of the gradient, in 0..1.
+    """
+
+    coefficients: Tensor
+    products: Tensor
+    square: float
+    radii: Tensor
+    pulls: Tensor
+    step: Tensor
+    slope: float
+
+
+def geometric_median(
+    gram: Tensor, prior_weights: Tensor, *, tolerance: float = 1e-9, max_iterations: int = 100
+) -> ClientWeights:
+    """Weights of the geometric median of the updates (Alg. 2), with a certificate.
+
+    Where the minimum is not unique, which needs all updates on one line and half of the weight on either side, the
+    middle of the two updates that bound the minimisers is returned. Clients of zero prior weight are left out.
+
+    Args:
+        gram: (n, n) float64 inner products of the updates, or of their differences to any common reference.
+        prior_weights: (n,) float64, >= 0, not all zero.
+        tolerance: > 0, certified relative gap to the optimum at which the result counts as converged.
+        max_iterations: >= 1, most Newton or Weiszfeld steps.
+    """
+    kept = torch.nonzero(prior_weights > 0).flatten()
+    prior = prior_weights[kept] / prior_weights[kept].sum()
+    weights = torch.zeros_like(prior_weights)
+    solution = _solve(gram[kept][:, kept], prior, tolerance, max_iterations)
+    weights[kept] = solution.weights
+    return ClientWeights(
+        weights, solution.iterations, solution.objective, solution.gap, solution.majority_gap, solution.converged
+    )
+
+
+def _solve(gram: Tensor, prior: Tensor, tolerance: float, max_iterations: int) -> ClientWeights:
+    distances = squared_distances(gram)
+    start = medoid(gram, prior)
+    found = _at_data_point(gram, distances, prior, start, tolerance)
+    if isinstance(found, ClientWeights):
+        return found
+    tried = {start}
+    gram = recentred(gram, start)
+    state = iterate(gram, prior, found)
+    iterations = 0
+    while iterations < max_iterations and state.slope > 1e-12:
+        nearest = int(torch.argmin(state.radii / prior))
+        if nearest not in tried:
+            # Rounding may have hidden that another data point is the best one; steps towards it would never end.
+            tried.add(nearest)
+            point = _at_data_point(gram, distances, prior, nearest, tolerance)
+            if isinstance(point, ClientWeights) and point.gap <= _TIE:
+                return replace(point, iterations=iterations)
+        newton = newton_direction(gram, state)
+        steps = [state.step] if newton is None else [newton * _stride(gram, prior, state, newton), state.step]
+        candidates = [iterate(gram, prior, state.coefficients + step) for step in steps]
+        changes = [_change(gram, prior, state, other) for other in candidates]
+        noise = 4 * _ROUNDING * float(prior @ state.radii.clamp(max=2 * state.radii.median()))
+        best = min(range(len(steps)), key=lambda index: changes[index])
+        if changes[0] <= changes[best] + noise and candidates[0].slope <= candidates[best].slope:
+            best = 0
+        iterations += 1
+        finished = changes[best] > -noise and candidates[best].slope > state.slope / 2
+        if not finished or candidates[best].slope < state.slope:
+            state = candidates[best]
+        if finished:
+            break
+        if tolerance > 1e-6 and _certified_gap(gram, prior, state)[0] <= tolerance:
+            break
+    gap, majority_gap = _certified_gap(gram, prior, state)
+    objective = float(prior @ state.radii)
+    return ClientWeights(state.coefficients, iterations, objective, gap, majority_gap, gap <= tolerance)
+
+
+def _at_data_point(
+    gram: Tensor, distances: Tensor, prior: Tensor, point: int, tolerance: float
+) -> ClientWeights | Tensor:
+    """The data point as the answer if it is optimal, else the coefficients of Vardi and Zhang's step away from it."""
+    centred = recentred(gram, point)
+    column = distances[:, point]
+    same = column == 0
+    mass = float(prior[same].sum())
+    pulls = torch.where(same, 0.0, prior / column.sqrt().masked_fill(same, 1.0))
+    pull = math.sqrt(max(0.0, float(pulls @ (centred @ pulls))))
+    objective = float(column.sqrt() @ prior)
+    weights = torch.zeros_like(prior)
+    if pull <= mass * (1 + _TIE):
+        weights[point] = 1.0
+        if pull >= mass * (1 - _TIE):
+            # All updates on one line and half of the weight on either side: everything between two updates is
+            # optimal. The middle alone depends on nothing but the updates themselves.
+            ties = (distances.sqrt() @ prior <= objective * (1 + _TIE)) & (column.sqrt() > 1e-6 * objective)
+            if bool(ties.any()):
+                other = int(torch.argmax(torch.where(ties, column, -1.0)))
+                weights[point], weights[other] = 0.5, 0.5
+        # The others' pulls, and their sum scaled down to this client's weight, are a dual point. Updates that cannot be
+        # told from this one may yet be some way off.
+        gap = max(0.0, 1 - mass / pull) if pull > 0 else 0.0
+        norms = gram.diagonal().clamp_min(0.0)
+        others = same.clone()
+        others[point] = False
+        unseen = float((prior * (RESOLUTION * (norms + norms[point])).sqrt())[others].sum())
+        if objective > 0:
+            gap += unseen / objective + 8 * _ROUNDING
+        elif unseen > 0:
+            gap = math.inf
+        return ClientWeights(weights, 0, objective, gap, gap, gap <= tolerance)
+    share = mass / pull
+    return (1 - share) * pulls / pulls.sum() + share * torch.where(same, prior, 0.0) / mass
+
+
+def iterate(gram: Tensor, prior: Tensor, coefficients: Tensor) -> State:
+    """The iterate of these coefficients."""
+    products = gram @ coefficients
+    square = float(coefficients @ products)
+    squares = gram.diagonal() - 2 * products + square
+    floor = 4 * _ROUNDING * gram.diagonal() + torch.finfo(torch.float64).tiny
+    radii = torch.maximum(squares, floor).sqrt()
+    pulls = prior / radii
+    total = float(pulls.sum())
+    step = pulls / total - coefficients
+    slope = total * math.sqrt(max(0.0, float(step @ (gram @ step))))
+    return State(coefficients, products, square, radii, pulls, step, slope)
+
+
+def newton_direction(gram: Tensor, state: State) -> Tensor | None:
+    """Coefficients, summing to zero, of the Newton step; None where the Hessian is singular.
+
+    The Hessian is `B (I - sum_i q_i^2 u_i u_i')` with unit vectors u_i towards the clients, B = sum of pulls and
+    q_i^2 = pull_i / B, so a step p obeys `p = step + sum_i q_i^2 <u_i, p> u_i`: n equations in t_i = <u_i, p>.
+    """
+    towards = (gram @ state.step - float(state.products @ state.step)) / state.radii
+    root = (state.pulls / state.pulls.sum()).sqrt()
+    scale = root / state.radii
+    centred = gram - state.products[:, None] - state.products[None, :] + state.square
+    system = centred.mul_(-scale[:, None]).mul_(scale[None, :])
+    system.diagonal().copy_(1 - root * root)
+    solution, info = torch.linalg.solve_ex(system, root * towards)
+    if int(info) != 0 or not bool(torch.isfinite(solution).all()):
+        return None
+    along: Tensor = root * solution / state.radii
+    return state.step + along - state.coefficients * along.sum()
+
+
+def _stride(gram: Tensor, prior: Tensor, state: State, direction: Tensor) -> float:
+    """How many times a direction's length to go: 1 near the optimum, else the least objective along the line.
+
+    Between two tight clusters the objective is nearly flat and a plain Newton step covers a small part of the way.
+    """
+    products = gram @ direction
+    length = float(direction @ products)
+    along = products - float(state.coefficients @ products)
+    squares, floor = state.radii**2, 4 * _ROUNDING * state.radii**2
+
+    def slopes(strides: Tensor) -> Tensor:
+        t = strides[:, None]
+        radii = torch.maximum(squares - 2 * t * along + t * t * length, floor).sqrt()
+        return ((t * length - along) / radii) @ prior
+
+    ends = slopes(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    if not ends[0] < 0 or abs(ends[1]) <= 0.1 * abs(ends[0]):
+        return 1.0
+    # The slope grows with the stride: bracket its zero between powers of two, then cut the bracket down.
+    strides = 2.0 ** torch.arange(-30, 61, dtype=torch.float64)
+    for _ in range(3):
+        below = int((slopes(strides) < 0).sum())
+        low = float(strides[below - 1]) if below > 0 else 0.0
+        high = float(strides[min(below, len(strides) - 1)])
+        strides = torch.linspace(low, high, 17, dtype=torch.float64)
+    return low if low > 0 else high
+
+
+def _change(gram: Tensor, prior: Tensor, old: State, new: State) -> float:
+    """Objective at `new` minus that at `old`, without cancellation between large distances."""
+    move = new.coefficients - old.coefficients
+    products = gram @ move
+    length = float(move @ products)
+    squares = length - 2 * (products - float(old.coefficients @ products))
+    return float(prior @ (squares / (new.radii + old.radii)))
+
+
+def _certified_gap(gram: Tensor, prior: Tensor, state: State) -> tuple[float, float]:
+    """Proven bounds of how far the objective is above its minimum: of it all, and of what the nearest half pays.
+
+    Any vectors u_i with |u_i| <= a_i and sum zero prove `minimum >= sum_i <u_i, x_i - y>`. Gradient terms g_i have the
+    right length but sum to the gradient s. Moving each along the Newton step p, at right angles to itself, cancels s to
+    first order: `u_i = theta (g_i - pull_i p_perp_i - a_i rho)` with the residual rho, and theta <= 1 makes them short
+    enough. The second bound is `minimum >= objective - |s| |y - y*|`, with y* no farther than the nearest clients of
+    more than half the weight allow.
+    """
+    objective = float(prior @ state.radii)
+    newton = newton_direction(gram, state)
+    gaps = [_dual_gap(gram, prior, state, step) for step in (torch.zeros_like(prior), newton) if step is not None]
+    order = torch.argsort(state.radii)
+    paid = torch.cumsum((prior * state.radii)[order], 0)
+    margin = 2 * torch.cumsum(prior[order], 0) - 1
+    slope = state.slope + 4 * _ROUNDING
+    bounds = torch.where(margin > 1e-12, 2 * slope * paid / (margin + slope), torch.inf)
+    nearest = float(paid[int(torch.argmax((margin > 1e-12).to(torch.int8)))])
+    least = min(*gaps, float(bounds.min()))
+    return least / objective + 8 * _ROUNDING, least / nearest + 8 * _ROUNDING
+
+
+def _dual_gap(gram: Tensor, prior: Tensor, state: State, move: Tensor) -> float:
+    """Objective minus the dual value for the Newton step whose coefficients `move` sum to zero."""
+    products = gram @ move
+    length = max(0.0, float(move @ products))
+    along = (products - float(state.coefficients @ products)) / state.radii
+    sideways = (length - along * along).clamp_min(0.0)
+    turned = state.pulls * (1 + along / state.radii)
+    # rho = sum_i turned_i (x_i - y) - B p, as coefficients that sum to zero.
+    residual = turned - float(turned.sum()) * state.coefficients - float(state.pulls.sum()) * move
+    residue = math.sqrt(max(0.0, float(residual @ (gram @ residual))))
+    shrink = 1 / (float((1 + sideways / state.radii**2).max().sqrt()) + residue)
+    offset = prior - state.coefficients
+    distance = math.sqrt(max(0.0, float(offset @ (gram @ offset))))
+    return float(prior @ state.radii) * (1 - shrink) + shrink * residue * distance

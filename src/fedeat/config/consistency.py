@@ -1,0 +1,137 @@
+"""Problems of a configuration that no single key shows: missing files, and keys that do not fit together."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from fedeat import aggregation
+from fedeat.config.schema import METHOD_NAMES, RULES, Config
+from fedeat.data import is_local
+
+
+def contradictions(config: Config) -> list[str]:
+    """Every such problem, one line each."""
+    return [
+        *_missing_files(config),
+        *_partition(config),
+        *_perturbation(config),
+        *_aggregation(config),
+        *_attack(config),
+        *_evaluation(config),
+        *_comparison(config),
+    ]
+
+
+def cohort_problems(config: Config, clients: int) -> list[str]:
+    """What cannot be done with this number of clients: a larger cohort, a larger quorum, too many attackers.
+
+    Args:
+        config: whose `partition.clients` is not looked at.
+        clients: n >= 1; a partition by column finds it in the data.
+    """
+    section = config.federation
+    cohort = clients if section.clients_per_round is None else section.clients_per_round
+    problems = []
+    if cohort > clients:
+        problems.append(f"federation.clients_per_round is {cohort}, more than the {clients} clients. Lower it.")
+    if section.quorum is not None and section.quorum > cohort:
+        problems.append(f"federation.quorum is {section.quorum}, more than the {cohort} clients a round. Lower it.")
+    rule = config.aggregation.rule
+    asked = config.aggregation.byzantine
+    # The most that the rule's theory allows, whatever its default: it is told to withstand everybody.
+    told: functools.partial[Any] = functools.partial(cast(Callable[..., Any], RULES[rule]), byzantine=cohort)
+    most = aggregation.tolerates(told, cohort)
+    if asked is not None and asked > most:
+        problems.append(
+            f"aggregation.byzantine is {asked}, but {rule} over {cohort} clients a round withstands at most {most}; no "
+            "rule withstands half or more. Lower it, draw more clients a round, or choose another rule."
+        )
+    if config.attack.fraction > 0 and round(config.attack.fraction * clients) == 0:
+        problems.append(
+            f"attack.fraction is {config.attack.fraction}, which of {clients} clients is nobody. Raise it, or set "
+            f"attack.fraction to 0."
+        )
+    return problems
+
+
+def _missing_files(config: Config) -> Iterator[str]:
+    for key, sources in (("data.train", config.data.train), ("evaluation.data", config.evaluation.data)):
+        for source in sources:
+            if is_local(source.path) and not Path(source.path).is_file():
+                what = "is a directory, expected a file" if Path(source.path).is_dir() else "does not exist"
+                yield f"{key}: file {source.path} {what}. A relative path starts at {Path.cwd()}."
+    name = config.model.name
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        yield f"model.name: directory {name} does not exist. A relative path starts at {Path.cwd()}."
+
+
+def _partition(config: Config) -> Iterator[str]:
+    if config.partition.kind != "column":
+        yield from cohort_problems(config, config.partition.clients)
+    elif config.partition.by == "label":
+        yield 'partition.kind = "column" needs partition.by, the name of a column, such as "client".'
+    if not config.data.train:
+        yield "data.train is empty. Expected at least one file or data set to train on."
+
+
+def _perturbation(config: Config) -> Iterator[str]:
+    if config.perturbation.weight < 0:
+        yield (
+            f"perturbation.weight is {config.perturbation.weight}, expected >= 0. The paper's Eq. 2 prints a minus "
+            "sign, which rewards a high adversarial loss; training on it diverges."
+        )
+
+
+def _aggregation(config: Config) -> Iterator[str]:
+    if config.aggregation.space == "product" and config.aggregation.rule in ("coordinate_median", "trimmed_mean"):
+        yield (
+            f'aggregation.space = "product" needs a rule on distances; {config.aggregation.rule} goes coordinate by '
+            'coordinate. Set aggregation.space = "factors", or another rule.'
+        )
+
+
+def _attack(config: Config) -> Iterator[str]:
+    if config.attack.kind != "none" and config.attack.fraction == 0:
+        yield f'attack.kind is "{config.attack.kind}" but attack.fraction is 0. Set a fraction above 0.'
+    if config.attack.kind == "none" and config.attack.fraction > 0:
+        yield f'attack.fraction is {config.attack.fraction} but attack.kind is "none". Set what they do.'
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    if config.task == "sequence-classification" and config.evaluation.scorer != "likelihood":
+        yield 'evaluation.scorer = "generation" needs task = "causal-lm"; a classifier generates nothing.'
+    if config.evaluation.every and not config.evaluation.data:
+        yield f"evaluation.every is {config.evaluation.every} but evaluation.data is empty. Name what to evaluate on."
+    if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        yield 'model.load_in_4bit needs bitsandbytes: pip install "fedeat[quantization]".'
+
+
+def _comparison(config: Config) -> Iterator[str]:
+    section = config.compare
+    known = (*METHOD_NAMES, *section.variants)
+    unknown = [name for name in section.methods if name not in known]
+    if unknown:
+        yield (
+            f"compare.methods: unknown {', '.join(map(repr, unknown))}. Expected {', '.join(known)}, or the name of a "
+            "table under compare.variants."
+        )
+    for key in ("methods", "attacks", "fractions", "seeds"):
+        for value in _repeated(getattr(section, key)):
+            yield f"compare.{key} has {value!r} more than once. Each cell runs once; remove the repetition."
+    for name in section.variants:
+        if name in (*METHOD_NAMES, "base"):
+            yield f"compare.variants.{name}: this name is taken. Choose another for the variant."
+        elif not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) or name.startswith("."):
+            yield f"compare.variants.{name}: a variant names a directory. Expected letters, digits, _ . + and -."
+    if any(fraction > 0 for fraction in section.fractions) and not set(section.attacks) - {"none"}:
+        yield "compare.fractions has one above 0, but compare.attacks names no attack to run at it."
+
+
+def _repeated(values: Sequence[Hashable]) -> list[Hashable]:
+    return [value for value, count in Counter(values).items() if count > 1]

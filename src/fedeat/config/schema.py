@@ -1,0 +1,216 @@
+"""The tables and keys of a configuration, each with its type, range, default and meaning.
+
+Only what one key shows is here; what keys must be together is in `consistency`. `docs/configuration.md` is made from
+this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from fedeat import aggregation
+from fedeat.aggregation import CoordinateRule, Rule
+
+RuleName: TypeAlias = Literal["mean", "geometric_median", "coordinate_median", "trimmed_mean", "krum", "multi_krum"]
+RULES: Mapping[RuleName, Rule | CoordinateRule] = {
+    "mean": aggregation.mean,
+    "geometric_median": aggregation.geometric_median,
+    "coordinate_median": aggregation.coordinate_median,
+    "trimmed_mean": aggregation.trimmed_mean,
+    "krum": aggregation.krum,
+    "multi_krum": aggregation.multi_krum,
+}
+"""Each rule that a configuration can name."""
+
+AttackName: TypeAlias = Literal["none", "sign_flip", "gaussian", "label_flip", "nan"]
+METHOD_NAMES = ("fedavg", "eat", "gm", "fedeat")
+"""The paper's ablation, which a comparison knows without being told."""
+
+
+class Section(BaseModel):
+    """A table of the configuration: frozen, strict about types, and no key that it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+class ModelSection(Section):
+    """The base model, the same for every client."""
+
+    name: str = Field(min_length=1, description="local model directory or hub name")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the base weights")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; the model's default where it is not set"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    load_in_4bit: bool = Field(False, description="quantise the base on loading; needs fedeat[quantization] and CUDA")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
+
+
+class LoraSection(Section):
+    """The adapter that is trained and federated."""
+
+    rank: int = Field(8, ge=1, description="r")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapter's input, in training steps")
+    target_modules: str | tuple[str, ...] = Field("all-linear", description="module names, or all-linear")
+
+
+class Source(Section):
+    """A data file or hub data set. A path alone may stand for its table."""
+
+    model_config = ConfigDict(strict=False)  # tables arrive here through a validator, which makes them Python values
+
+    path: str = Field(min_length=1, description="file or hub data set")
+    task: str | None = Field(None, description="sst2, qqp, mnli, qnli, ...; found from the columns where it is not set")
+    split: str = Field("train", description="split of a hub data set")
+    limit: int | None = Field(
+        None, ge=1, strict=True, description="rows used, a random part that is the same in every run; all where not set"
+    )
+
+
+def _as_tables(value: object) -> object:
+    """One source or several, each a path or a table, as tables."""
+    several = [value] if isinstance(value, str | Mapping | Source) else value
+    if not isinstance(several, list | tuple):
+        return value
+    return tuple({"path": item} if isinstance(item, str) else item for item in several)
+
+
+Sources: TypeAlias = Annotated[tuple[Source, ...], BeforeValidator(_as_tables)]
+
+
+class DataSection(Section):
+    """What clients train on, and how it is put to the model."""
+
+    train: Sources = Field((), description="training data: paths, hub names, or tables with path, task, split, limit")
+    template: Literal["auto", "alpaca", "chat", "plain"] = Field(
+        "auto", description="prompt template; auto is the tokenizer's chat template, or Alpaca's where it has none"
+    )
+    max_length: int = Field(512, ge=2, description="tokens an example may have")
+
+
+class PartitionSection(Section):
+    """How the training data is spread over clients."""
+
+    kind: Literal["iid", "dirichlet", "column"] = Field("dirichlet", description="how examples spread over clients")
+    clients: int = Field(10, ge=1, description="n; found from the data where kind is column")
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed")
+    by: str = Field(
+        "label", min_length=1, description="what dirichlet skews or column splits: label, or a column's name"
+    )
+
+
+class FederationSection(Section):
+    """Rounds and cohorts (Alg. 2)."""
+
+    rounds: int = Field(10, ge=1, description="T")
+    clients_per_round: int | None = Field(None, ge=1, description="m; all clients where it is not set")
+    quorum: int | None = Field(None, ge=1, description="usable updates a round needs; a majority where it is not set")
+    keep_checkpoints: int | None = Field(None, ge=1, description="newest checkpoints kept; all where it is not set")
+
+
+class ClientSection(Section):
+    """A client's training in a round (Alg. 1)."""
+
+    local_epochs: int = Field(1, ge=1, description="E")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps a round at most; no limit where not set")
+    batch_size: int = Field(8, ge=1, description="examples a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh every round")
+    learning_rate: float = Field(2e-4, gt=0, description="constant within a run")
+    weight_decay: float = Field(0.0, ge=0, description="of the adapter")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this L2 norm; 0 leaves them")
+
+
+class PerturbationSection(Section):
+    """The worst case that clients train on (Eq. 2 and 3)."""
+
+    kind: Literal["pgd", "fgsm", "random", "none"] = Field("pgd", description="how the perturbation is found")
+    radius: float = Field(0.05, ge=0, description="of the ball, relative to the model's mean token-embedding norm")
+    steps: int = Field(3, ge=1, description="K, ascent steps of pgd")
+    step_size: float | None = Field(None, gt=0, description="relative like radius; 2.5 radius / K where not set")
+    norm: Literal["l2", "l2-sequence", "linf"] = Field("l2", description="per token, per sample, per coordinate")
+    projection: Literal["accumulated", "step"] = Field(
+        "accumulated", description="standard PGD, or each step alone as the paper prints Eq. 3"
+    )
+    start: Literal["zero", "random"] = Field("zero", description="where the ascent begins")
+    radius_warmup: int = Field(0, ge=0, description="rounds over which the radius grows from 0; for a fresh head")
+    objective: Literal["adversarial", "mixed"] = Field(
+        "adversarial", description="adversarial loss alone (Alg. 1), or clean + weight * adversarial (Eq. 2)"
+    )
+    weight: float = Field(1.0, description="lambda >= 0 of the mixed objective")
+
+
+class AggregationSection(Section):
+    """How the server makes one update of many (Alg. 2, line 6)."""
+
+    rule: RuleName = Field("geometric_median", description="how updates become one")
+    byzantine: int | None = Field(None, ge=0, description="f to withstand; the rule's own default where it is not set")
+    prior_weights: Literal["uniform", "num_examples"] = Field(
+        "uniform", description="num_examples is a number that a client may choose freely"
+    )
+    space: Literal["factors", "product"] = Field(
+        "factors", description="where updates are compared: LoRA's factors, or their products"
+    )
+    tolerance: float = Field(1e-9, gt=0, lt=1, description="certified relative gap of the geometric median")
+
+
+class AttackSection(Section):
+    """Malicious clients, for experiments."""
+
+    kind: AttackName = Field("none", description="what malicious clients do")
+    fraction: float = Field(0.0, ge=0, lt=0.5, description="of the clients that are malicious")
+    scale: float = Field(4.0, gt=0, description="of the flipped update, or of the noise relative to the update")
+
+
+class EvaluationSection(Section):
+    """What the trained adapter is measured on."""
+
+    data: Sources = Field((), description="GLUE rows, or original/modified pairs in TrustLLM's or AdvGLUE's form")
+    scorer: Literal["likelihood", "generation"] = Field("likelihood", description="how a causal LM's answer is read")
+    batch_size: int = Field(32, ge=1, description="texts a forward pass")
+    every: int = Field(0, ge=0, description="evaluate benign data every so many rounds; 0 is after the last alone")
+
+
+class CompareSection(Section):
+    """What `fedeat compare` varies; `fedeat run` does not read it."""
+
+    methods: tuple[str, ...] = Field(
+        METHOD_NAMES, min_length=1, description="fedavg, eat, gm, fedeat, or variants' names"
+    )
+    attacks: tuple[AttackName, ...] = Field(("sign_flip",), description="run at each fraction above 0")
+    fractions: tuple[Annotated[float, Field(ge=0, lt=0.5)], ...] = Field(
+        (0.0,), min_length=1, description="of the clients that are malicious; 0 is without an attack"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="each cell runs with each")
+    processes: int = Field(1, ge=1, description="cells run side by side, each with its share of the cores")
+    base: bool = Field(False, description="also evaluate the base model as it came")
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="further methods: name -> dotted keys that differ from this configuration"
+    )
+
+
+class Config(Section):
+    """Everything that decides a run's result."""
+
+    task: Literal["causal-lm", "sequence-classification"] = Field("causal-lm", description="what the model is for")
+    method: str = Field("", description="a label for tables; told by perturbation and rule where it is not set")
+    seed: int = Field(0, ge=0, description="of everything random")
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 is torch's choice")
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    partition: PartitionSection = PartitionSection()
+    federation: FederationSection = FederationSection()
+    client: ClientSection = ClientSection()
+    perturbation: PerturbationSection = PerturbationSection()
+    aggregation: AggregationSection = AggregationSection()
+    attack: AttackSection = AttackSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    compare: CompareSection = CompareSection()

@@ -1,0 +1,26 @@
+"""Experiments: one federation from its configuration to its records, and grids of them.
+
+inputs           what a configuration names as data
+binding          from the names in a configuration to functions
+federation       a run: prepared, trained, evaluated, recorded, gone on with
+round_records    what the records say of a round
+comparison       methods x attacks x fractions x seeds, on `side_by_side`'s processes
+calibration      which radius suits a model
+"""
+
+from fedeat.experiment.binding import model_source
+from fedeat.experiment.federation import Federation, Progress, evaluate_base, prepare, resume, run
+from fedeat.experiment.inputs import answerable, evaluation_sets, training_examples
+
+__all__ = [
+    "Federation",
+    "Progress",
+    "answerable",
+    "evaluate_base",
+    "evaluation_sets",
+    "model_source",
+    "prepare",
+    "resume",
+    "run",
+    "training_examples",
+]

@@ -1,0 +1,170 @@
+"""From the names in a configuration to functions and values: one literal table for each kind of name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from fedeat import aggregation, objective, perturbation, seeding
+from fedeat.algorithm import LocalTraining, RunClients
+from fedeat.attacks import byzantine
+from fedeat.attacks.poisoning import flip_labels
+from fedeat.config import RULES, AggregationSection, Config, PerturbationSection
+from fedeat.data import Example, partition
+from fedeat.evaluation import tasks
+from fedeat.model import Lora, ModelSource
+from fedeat.updates import Adapter, ClientUpdate
+
+
+def model_source(config: Config, examples: Sequence[Example]) -> ModelSource:
+    """How the base model is loaded; a classifier gets a head for each task of the training data."""
+    present = {example.task for example in examples}
+    heads = {name: len(task.answers) for name, task in tasks.TASKS.items() if name in present}
+    section = config.model
+    return ModelSource(
+        name=section.name,
+        kind=config.task,
+        heads=heads if config.task == "sequence-classification" else None,
+        dtype=section.dtype,
+        revision=section.revision,
+        attention=section.attention,
+        gradient_checkpointing=section.gradient_checkpointing,
+        load_in_4bit=section.load_in_4bit,
+        trust_remote_code=section.trust_remote_code,
+        device=section.device,
+        template=config.data.template,
+        max_length=config.data.max_length,
+    )
+
+
+def lora(config: Config) -> Lora:
+    """A fresh adapter's hyperparameters."""
+    section = config.lora
+    return Lora(section.rank, section.alpha, section.dropout, section.target_modules)
+
+
+def local_training(config: Config, unit: float, index: int) -> LocalTraining:
+    """The clients' hyperparameters in a round; the radius grows over the first `radius_warmup` rounds.
+
+    Args:
+        config: the run's.
+        unit: the absolute length of a relative radius of 1.
+        index: the round.
+    """
+    section = config.perturbation
+    warmup = min(1.0, index / section.radius_warmup) if section.radius_warmup else 1.0
+    optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+    }
+    objectives: Mapping[str, objective.Objective] = {
+        "adversarial": objective.adversarial,
+        "mixed": functools.partial(objective.mixed, weight=section.weight),
+    }
+    return LocalTraining(
+        local_epochs=config.client.local_epochs,
+        perturb=perturb_function(section, unit=unit * warmup),
+        objective=objectives[section.objective],
+        optimizer=functools.partial(
+            optimizers[config.client.optimizer],
+            lr=config.client.learning_rate,
+            weight_decay=config.client.weight_decay,
+        ),
+        norm=section.norm,
+        unit=unit,
+        max_grad_norm=config.client.max_grad_norm or None,
+    )
+
+
+def perturb_function(section: PerturbationSection, *, unit: float) -> perturbation.Perturb | None:
+    """The perturbation a configuration names, with absolute lengths; None for none.
+
+    Args:
+        section: its lengths are relative.
+        unit: the absolute length of a relative radius of 1.
+    """
+    step = None if section.step_size is None else section.step_size * unit
+    functions: Mapping[str, Callable[..., torch.Tensor] | None] = {
+        "pgd": functools.partial(
+            perturbation.pgd, steps=section.steps, step_size=step, projection=section.projection, start=section.start
+        ),
+        "fgsm": functools.partial(perturbation.fgsm, start=section.start),
+        "random": perturbation.random,
+        "none": None,
+    }
+    chosen = functions[section.kind]
+    return None if chosen is None else functools.partial(chosen, radius=section.radius * unit, norm=section.norm)
+
+
+def aggregate_function(config: Config) -> Callable[[Sequence[ClientUpdate], Adapter], aggregation.Aggregate[Any]]:
+    """The aggregation a configuration names, with its options (Alg. 2, line 6)."""
+    section = config.aggregation
+
+    def aggregate(updates: Sequence[ClientUpdate], reference: Adapter) -> aggregation.Aggregate[Any]:
+        space: dict[str, Any] = {}
+        if section.space == "product":
+            space = {"space": "product", "reference": reference, "scaling": config.lora.alpha / config.lora.rank}
+        sizes = [float(update.num_examples) for update in updates]
+        return aggregation.aggregate(
+            [update.delta for update in updates],
+            rule=functools.partial(RULES[section.rule], **_rule_options(section, len(updates))),
+            prior_weights=sizes if section.prior_weights == "num_examples" else None,
+            **space,
+        )
+
+    return aggregate
+
+
+def _rule_options(section: AggregationSection, updates: int) -> dict[str, Any]:
+    if section.rule == "geometric_median":
+        return {"tolerance": section.tolerance}
+    if section.byzantine is None or section.rule in ("mean", "coordinate_median"):
+        return {}
+    # Rejected updates leave fewer to compare. The rule then withstands what that number allows, as the default does:
+    # the quorum, not the rule, says how many rejections are too many.
+    rule = cast(Callable[..., Any], RULES[section.rule])
+    asked: functools.partial[Any] = functools.partial(rule, byzantine=section.byzantine)
+    return {"byzantine": aggregation.tolerates(asked, updates)}
+
+
+def attacked(
+    config: Config,
+    honest: RunClients,
+    *,
+    malicious: frozenset[int],
+    examples: Sequence[Example],
+    split: partition.Partition,
+    retrained: Callable[[Mapping[int, Sequence[Example]]], RunClients],
+) -> RunClients:
+    """The engine as the server sees it: malicious clients answer as the configuration says.
+
+    Args:
+        config: the run's.
+        honest: the engine over the clients' true data.
+        malicious: who they are.
+        examples: all training examples.
+        split: client -> indices into `examples`.
+        retrained: the engine over other data, client -> examples; called for an attack through data alone.
+    """
+    section = config.attack
+    if section.kind == "sign_flip":
+        return byzantine.sign_flip(honest, malicious=malicious, scale=section.scale)
+    if section.kind == "gaussian":
+        return byzantine.gaussian(honest, malicious=malicious, scale=section.scale, seed=config.seed)
+    if section.kind == "nan":
+        return byzantine.not_a_number(honest, malicious=malicious)
+    if section.kind == "label_flip":
+        answers = {name: task.answers for name, task in tasks.TASKS.items()}
+        wrong = {
+            client: flip_labels(
+                [examples[i] for i in split[client]],
+                answers=answers,
+                seed=seeding.derive(config.seed, "poison", client),
+            )
+            for client in malicious
+        }
+        return byzantine.label_flip(honest, malicious=malicious, poisoned=retrained(wrong))
+    return honest

@@ -1,0 +1,174 @@
+"""Methods x attacks x fractions x seeds: every cell one run, side by side in processes, one table (Tables 2-5).
+
+A cell that is finished is not run again, so a comparison that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fedeat import evaluation, records
+from fedeat.config import Config, to_toml, with_values
+from fedeat.errors import ConfigError, FedeatError, RecordError
+from fedeat.experiment import federation
+from fedeat.experiment.side_by_side import Job, Tell, run_jobs
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "fedavg": {"perturbation.kind": "none", "aggregation.rule": "mean", "aggregation.byzantine": None},
+    "eat": {"aggregation.rule": "mean", "aggregation.byzantine": None},
+    "gm": {"perturbation.kind": "none"},
+    "fedeat": {},
+}
+"""The paper's ablation: what each method changes of a configuration that describes FedEAT."""
+
+CellProgress: TypeAlias = Callable[[str, str, int, int], None]
+"""Called with a cell's name, what it is doing, how much is done, and of how much; first once with "", "planned", 0 and
+the number of cells; a cell's last words are "finished" or "failed"."""
+
+
+class CellsFailed(FedeatError):
+    """Some cells of a comparison failed; the others have finished, and their rows are written."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        name: of its directory under runs/.
+        config: what it runs.
+    """
+
+    name: str
+    config: Config
+
+
+def cells(config: Config) -> list[Cell]:
+    """The grid of a comparison, methods fastest.
+
+    Args:
+        config: what all cells share, with its `[compare]` table.
+
+    Raises:
+        ConfigError: a cell's keys make no valid configuration, or the shared ones do not describe FedEAT.
+    """
+    section = config.compare
+    conditions = [("none", 0.0)] if 0.0 in section.fractions else []
+    conditions += [(attack, f) for attack in section.attacks for f in section.fractions if f > 0 and attack != "none"]
+    problems = _not_fedeat(config)
+    grid = []
+    for seed in section.seeds:
+        for attack, fraction in conditions:
+            for method in section.methods:
+                changes = {**METHODS, **section.variants}[method]
+                common = {"method": method, "seed": seed, "compare": {}}
+                under = {"attack.kind": attack, "attack.fraction": fraction}
+                name = f"{method}-{attack}-{fraction:g}-seed{seed}"
+                try:
+                    grid.append(Cell(name, with_values(config, {**common, **under, **changes})))
+                except ConfigError as error:
+                    problems += [f"{method}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), source="the comparison")
+    return grid
+
+
+def _not_fedeat(config: Config) -> list[str]:
+    """What a method's name would promise and the shared keys would not keep."""
+    problems = []
+    methods = config.compare.methods
+    for method in methods:
+        if method in ("eat", "fedeat") and config.perturbation.kind == "none":
+            problems.append(f'{method} trains on perturbations, but perturbation.kind is "none". Set it to "pgd".')
+        if method in ("gm", "fedeat") and config.aggregation.rule == "mean":
+            problems.append(f'{method} needs a robust rule, but aggregation.rule is "mean". Set "geometric_median".')
+    return problems
+
+
+def compare(config: Config, directory: Path, *, progress: CellProgress | None = None) -> list[evaluation.Row]:
+    """Runs every cell that is not finished and writes results.json.
+
+    Args:
+        config: what to compare.
+        directory: of the comparison; made where it does not exist.
+        progress: told how each cell is getting on.
+
+    Returns:
+        The rows of all cells, and of the base model where `compare.base` asks for it.
+
+    Raises:
+        ConfigError: as `cells`.
+        RecordError: the directory holds another comparison, or another process is at it.
+        CellsFailed: names each cell that failed with its reason, after all others have finished.
+    """
+    grid = cells(config)
+    processes = config.compare.processes
+    threads = config.threads or max(1, _cores() // processes)
+    tell: CellProgress = progress or (lambda cell, stage, done, total: None)
+    with records.RunDirectory(directory):
+        _claim(directory, config)
+        records.write_json(directory / "environment.json", records.environment(threads))
+        jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
+        tell("", "planned", 0, len(jobs))
+        finished: dict[str, list[evaluation.Row]] = {}
+        waiting: dict[str, Job[list[evaluation.Row]]] = {}
+        for cell in jobs:
+            place = directory / "runs" / cell.name
+            done = records.read_evaluation(place)
+            if done is not None:
+                finished[cell.name] = done["rows"]
+                tell(cell.name, "finished", 1, 1)
+            else:
+                waiting[cell.name] = functools.partial(_run_cell, cell, place)
+        failures: dict[str, str] = {}
+        for name, outcome in run_jobs(waiting, processes=processes, threads=threads, tell=tell):
+            if outcome.value is not None:
+                finished[name] = outcome.value
+            else:
+                failures[name] = outcome.failure
+            tell(name, "failed" if name in failures else "finished", 1, 1)
+        rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
+        records.write_json(directory / "results.json", rows)
+    if failures:
+        listing = "".join(f"\n  - {cell.name}: {failures[cell.name]}" for cell in jobs if cell.name in failures)
+        raise CellsFailed(
+            f"{len(failures)} of {len(jobs)} cells failed; the others are in {directory / 'results.json'}. "
+            f"Run the same command again to try them once more.{listing}"
+        )
+    return rows
+
+
+def _claim(directory: Path, config: Config) -> None:
+    file = directory / "config.toml"
+    text = to_toml(config)
+    if file.is_file():
+        try:
+            before = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            before = {}
+        if _what_is_compared(before) != _what_is_compared(tomllib.loads(text)):
+            raise RecordError(
+                f"{directory} holds another comparison, or a run. Choose another directory, or remove this one."
+            )
+    records.write_text(file, text)
+
+
+def _what_is_compared(raw: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration without what may change between two commands: how many cells run at once."""
+    return {**raw, "compare": {key: value for key, value in raw.get("compare", {}).items() if key != "processes"}}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_cell(cell: Cell, directory: Path, tell: Tell) -> list[evaluation.Row]:
+    if cell.name == "base":
+        return federation.evaluate_base(cell.config, directory, progress=tell)
+    return federation.run(cell.config, directory, progress=tell)

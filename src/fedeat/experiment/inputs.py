@@ -1,0 +1,131 @@
+"""What a configuration names as data: training examples, evaluation sets, and the examples of each client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedeat import evaluation, seeding
+from fedeat.config import Config, Source
+from fedeat.data import OUTPUT_FIELDS, Example, instruction_examples, is_local, partition, read_hub, read_rows
+from fedeat.errors import ConfigError, DataError
+from fedeat.evaluation import EvaluationSet, tasks
+
+_log = logging.getLogger(__name__)
+
+
+def training_examples(config: Config) -> list[Example]:
+    """All training examples of a configuration: classification tasks by their columns, else instructions.
+
+    Raises:
+        ConfigError: the configuration names no data.
+        DataError: a file is broken, or a classifier is given free text.
+    """
+    if not config.data.train:
+        raise ConfigError(["data.train is empty. Expected at least one file or data set to train on."])
+    column = None if config.partition.by == "label" else config.partition.by
+    examples: list[Example] = []
+    for source in config.data.train:
+        rows = source_rows(source)
+        if source.task is not None or _has_labels(rows[0]):
+            examples += tasks.examples(rows, source.task, config.task, source=source.path, group_column=column)
+        elif config.task == "sequence-classification":
+            raise DataError(
+                f"{source.path} has no labels to classify: its columns are {', '.join(sorted(rows[0]))}. Expected GLUE "
+                'columns (sentence, label; question1, question2, label; ...), or set task = "causal-lm".'
+            )
+        else:
+            examples += instruction_examples(rows, source=source.path, column=column)
+    return examples
+
+
+def _has_labels(row: Mapping[str, Any]) -> bool:
+    return "label" in row and not any(name in row for name in OUTPUT_FIELDS)
+
+
+def source_rows(source: Source) -> list[dict[str, Any]]:
+    """Rows of one source, at most its limit: a random part that is the same in every run.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    rows = read_rows(Path(source.path)) if is_local(source.path) else read_hub(source.path, split=source.split)
+    return [rows[i] for i in _limited(len(rows), source.limit)]
+
+
+def evaluation_sets(sources: Sequence[Source]) -> list[EvaluationSet]:
+    """What the sources hold to evaluate on; a limit applies to benign rows, pairs are always whole.
+
+    Raises:
+        DataError: a file is broken or holds nothing to evaluate on.
+    """
+    found = []
+    for source in sources:
+        entry = evaluation.read_evaluation(source.path, source.task)
+        kept = _limited(len(entry.benign), source.limit)
+        found.append(replace(entry, benign=tuple(entry.benign[i] for i in kept)))
+    return found
+
+
+def _limited(count: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(torch.randperm(count, generator=seeding.generator(0, "limit"))[:limit].tolist())
+
+
+def answerable(sets: Sequence[EvaluationSet], heads: Collection[str] | None) -> list[EvaluationSet]:
+    """What of the sets a model can answer. What is left out is told to the log, a line each.
+
+    Args:
+        sets: what the evaluation files hold.
+        heads: the tasks a classifier has heads for; None for a model that answers in words, and so all.
+
+    Raises:
+        DataError: there was something to evaluate on, and nothing of it is left.
+    """
+    kept = list(sets) if heads is None else [evaluation.only(entry, heads) for entry in sets]
+    if heads is not None and sets and not any(entry.benign or entry.pairs for entry in kept):
+        present = sorted({task for entry in sets for task in _tasks(entry)})
+        raise DataError(
+            f"nothing to evaluate: the data is of {', '.join(present)}, and the classifier has heads for "
+            f"{', '.join(heads) or 'nothing'}. Give data of a task that the model was trained on."
+        )
+    for note in dict.fromkeys(note for entry in kept for note in entry.notes):
+        _log.info("%s", note)
+    return kept
+
+
+def _tasks(entry: EvaluationSet) -> set[str]:
+    return {item.task for item in entry.benign} | {pair.task for pair in entry.pairs}
+
+
+def split_examples(config: Config, examples: Sequence[Example]) -> partition.Partition:
+    """The examples of each client.
+
+    Raises:
+        DataError: there are fewer examples than clients, or free text is to be skewed by label.
+    """
+    section = config.partition
+    if section.kind == "iid":
+        return partition.iid(len(examples), section.clients, seed=config.seed)
+    if section.kind == "column":
+        return partition.by_column([example.group or "" for example in examples])
+    if section.by == "label" and any(example.label is None for example in examples):
+        raise DataError(
+            'free instruction data has no labels to skew by. Set partition.by to a column such as "category", or '
+            'partition.kind = "iid".'
+        )
+    groups = [group_name(example, section.by) for example in examples]
+    return partition.dirichlet(groups, section.clients, alpha=section.alpha, seed=config.seed)
+
+
+def group_name(example: Example, by: str = "label") -> str:
+    """What an example is counted as: its task and answer, or the value of its column where `by` names one."""
+    if by != "label" and example.group is not None:
+        return example.group
+    return f"{example.task}:{tasks.TASKS[example.task].answers[example.label]}" if example.label is not None else "text"

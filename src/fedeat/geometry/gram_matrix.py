@@ -1,0 +1,281 @@
+"""The n x n Gram matrix of client updates, read in one pass, and their weighted combination, read in another.
+
+Every rule that weighs whole updates needs only their inner products: mean, geometric median, Krum and the like all
+return `sum_i c_i x_i`. So the updates are read once for `K_ij = <x_i - z, x_j - z>`, the rule works on that matrix
+alone, whatever the model's size, and the updates are read once more for the combination.
+
+Products of float32, float16 and bfloat16 updates are formed in float32 by blocks and accumulated in float64. That
+loses nothing that matters while updates differ by about as much as they measure. Where they share a large common
+part, distances are small differences of large products; `measure` estimates that cancellation and, where it is too
+strong, takes a member of the dense majority as the reference z and reads again, in float64 if need be. Centring on
+the mean instead would let one huge update spoil all products.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedeat.errors import UpdateError
+from fedeat.geometry.distances import cancellation
+from fedeat.geometry.layout import Segment, UpdateSource, title
+from fedeat.geometry.sources import PIECE, Updates, as_rows, blocks, open_updates
+
+SMALL = 1 << 18
+"""Up to this many coordinates in all, float64 products cost nothing worth saving."""
+
+_FLOAT32_ROUNDING = 2.0**-24
+_FLOAT64_ROUNDING = 2.0**-53
+_DISTANCE_ERROR = 1e-6
+"""Largest relative error of a typical squared distance that float32 products may cause before they are redone."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Inner products of n updates, and how they were come by.
+
+    Attributes:
+        gram: (n, n) float64, `<x_i - z, x_j - z> * scale**2`.
+        centre: the client whose update is the reference z; None where z is zero.
+        scale: power of two that keeps products of very large or very small float64 updates in range.
+        rounding: relative error of one product: 2**-24 where they were formed in float32, else 2**-53.
+        passes: how often the updates were read, a sample of the coordinates not counted.
+    """
+
+    gram: Tensor
+    centre: int | None
+    scale: float
+    rounding: float
+    passes: int
+
+
+def gram(
+    updates: Updates | UpdateSource, *, centre: int | None = None, double: bool = False, scale: float = 1.0
+) -> Tensor:
+    """Inner products of the updates, or of their differences to one of them, in one reading.
+
+    Args:
+        updates: n updates.
+        centre: client whose update is subtracted from all; None for none.
+        double: whether products are formed in float64; float64 updates always are.
+        scale: power of two that float64 products' factors are multiplied with.
+
+    Returns:
+        (n, n) float64. Rows of updates that hold NaN or infinity, or whose products overflow, are not finite.
+    """
+    source = open_updates(updates)
+    count = len(source.labels)
+    total = torch.zeros(count, count, dtype=torch.float64, device=source.device)
+    shifted: Tensor | None = None
+    for _, block in blocks(source, double=double):
+        rows = block
+        if centre is not None or (scale != 1.0 and block.dtype == torch.float64):
+            if shifted is None or shifted.dtype != block.dtype or shifted.shape[1] < block.shape[1]:
+                shifted = torch.empty(count, block.shape[1] + 16, dtype=block.dtype, device=source.device)
+            rows = shifted[:, : block.shape[1]]
+            if centre is None:
+                torch.mul(block, scale, out=rows)
+            else:
+                torch.sub(block, block[centre], out=rows)
+                if scale != 1.0:
+                    rows.mul_(scale)
+        _accumulate(total, rows)
+    upper = total.triu().cpu()
+    return upper + upper.triu(1).T
+
+
+def measure(updates: Updates | UpdateSource, prior_weights: Tensor, *, origin: bool = False) -> Geometry:
+    """Inner products good enough to weigh clients by: finite, and checked for cancellation.
+
+    Args:
+        updates: n updates.
+        prior_weights: (n,) float64, > 0; what each client counts before any rule has seen it.
+        origin: whether the zero update must stay the reference, because norms count and not only differences.
+
+    Raises:
+        UpdateError: an update holds NaN or infinity, or is so far out of scale that even float64 products
+            overflow; the message names each such client.
+    """
+    source = open_updates(updates)
+    coordinates = sum(spec.numel for spec in source.layout.values())
+    floats64 = all(spec.dtype == torch.float64 for spec in source.layout.values())
+    small = coordinates * len(source.labels) <= SMALL
+    double = small or floats64
+    start = None if double or origin else _sampled_centre(source, prior_weights, coordinates)
+    found = _finite(source, _read(source, start, double, 1.0, 0), prior_weights, coordinates)
+    for _ in range(2):
+        if found.centre is None and small and not origin:
+            limit = 0.0
+        else:
+            limit = _DISTANCE_ERROR if found.rounding == _FLOAT32_ROUNDING else 1e-12
+        spread, middle = cancellation(found.gram, prior_weights)
+        if spread * found.rounding <= limit or found.centre == middle or (origin and found.rounding < 1e-10):
+            break
+        # With the zero update as the reference, more digits are the only remedy; else a nearer reference is.
+        centre = None if origin else middle
+        found = _read(source, centre, origin or found.rounding < 1e-10, found.scale, found.passes)
+        found = _finite(source, found, prior_weights, coordinates)
+    return found
+
+
+def refine(source: UpdateSource, found: Geometry, prior_weights: Tensor) -> Geometry:
+    """The same inner products in float64 about the medoid: the most exact this module can give."""
+    centre = cancellation(found.gram, prior_weights)[1]
+    return _read(source, centre, True, found.scale, found.passes)
+
+
+def combine(
+    updates: Updates | UpdateSource, weights: Tensor, *, centre: int | None = None, double: bool = False
+) -> Tensor | dict[str, Tensor]:
+    """`sum_i weights_i x_i`, of the kind and in the dtype of one update.
+
+    A single weight of one returns that client's update bit for bit. Sums run in float64 for small inputs and float64
+    updates, else in float32.
+
+    Args:
+        updates: n updates.
+        weights: (n,) finite; need not sum to one.
+        centre: client to sum differences to; only where the weights sum to one. Keeps the digits that a large
+            common part would drown.
+        double: whether to sum in float64.
+    """
+    source = open_updates(updates)
+    chosen = torch.nonzero(weights).flatten().tolist()
+    layout = source.layout
+    if len(chosen) == 1 and float(weights[chosen[0]]) == 1.0:
+        return source.assemble({name: source.one(chosen[0], name).clone() for name in layout})
+    if centre is None and 0 < len(chosen) <= len(weights) // 2:
+        source, weights = source.select(chosen), weights[chosen]
+    sizes = weights[weights != 0].abs()
+    outlandish = len(sizes) > 0 and (float(sizes.min()) < 1e-30 or float(sizes.max()) > 1e30)
+    double = double or outlandish or sum(spec.numel for spec in layout.values()) * len(source.labels) <= SMALL
+    value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
+    factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
+    for segments, block in blocks(source, double=double):
+        part = factors[block.dtype]
+        if centre is not None:
+            total = block[centre] + torch.mv((block - block[centre]).T, part)
+        else:
+            total = torch.mv(block.T, part)
+        fill(value, segments, total)
+    return source.assemble({name: tensor.reshape(layout[name].shape) for name, tensor in value.items()})
+
+
+def fill(value: Mapping[str, Tensor], segments: Sequence[Segment], coordinates: Tensor) -> None:
+    """Copies the coordinates of one block to where they belong in flattened tensors.
+
+    Args:
+        value: name -> flattened tensor, written to.
+        segments: of the block.
+        coordinates: (c,) of all segments, one after the other.
+    """
+    offset = 0
+    for segment in segments:
+        size = segment.stop - segment.start
+        value[segment.name][segment.start : segment.stop] = coordinates[offset : offset + size]
+        offset += size
+
+
+def _accumulate(total: Tensor, rows: Tensor) -> None:
+    """Adds the upper triangle of `rows @ rows.T` to the float64 total, and some of the lower one.
+
+    Products are summed in float32 over short pieces only. From 48 clients on, the triangle is cut into strips: half of
+    the products are each other's mirror image.
+    """
+    count, whole = len(rows), rows.shape[1] // PIECE * PIECE if rows.dtype == torch.float32 else 0
+    strips = 1 if count < 48 else 3
+    cuts = [count * strip // strips for strip in range(strips + 1)]
+    pieces = rows[:, :whole].view(count, -1, PIECE).transpose(0, 1) if whole else rows[None, :, :0]
+    rest = rows[:, whole:]
+    for first, last in itertools.pairwise(cuts):
+        part = total[first:last, first:]
+        if whole:
+            products = torch.bmm(pieces[:, first:last], pieces[:, first:].transpose(1, 2))
+            part.add_(products[0] if len(products) == 1 else products.sum(0, dtype=torch.float64))
+        if whole < rows.shape[1]:
+            part.add_(rest[first:last] @ rest[first:].T)
+
+
+def _read(source: UpdateSource, centre: int | None, double: bool, scale: float, passes: int) -> Geometry:
+    singles = any(spec.dtype != torch.float64 for spec in source.layout.values()) and not double
+    products = gram(source, centre=centre, double=double, scale=scale)
+    return Geometry(products, centre, scale, _FLOAT32_ROUNDING if singles else _FLOAT64_ROUNDING, passes + 1)
+
+
+def _finite(source: UpdateSource, found: Geometry, prior_weights: Tensor, coordinates: int) -> Geometry:
+    """The geometry, read again in float64 or in another scale where products left the range of their dtype."""
+    norms = found.gram.diagonal()
+    broken = torch.nonzero(~torch.isfinite(norms)).flatten().tolist()
+    require_finite(source, broken)
+    if found.rounding == _FLOAT32_ROUNDING:
+        tiny = float(prior_weights[norms < coordinates * 1e-32].sum()) >= 0.3 * float(prior_weights.sum())
+        if broken or tiny:
+            found = _read(source, found.centre, True, 1.0, found.passes)
+            return _finite(source, found, prior_weights, coordinates)
+        return found
+    usual = float(norms.nan_to_num(nan=torch.inf, posinf=torch.inf).median())
+    if found.scale == 1.0 and (broken or usual < 1e-200):
+        largest = _magnitudes(source)
+        typical = float(largest.median()) or float(largest.max())
+        if typical == 0:
+            return found
+        scale = 2.0 ** -max(-1000, min(1000, math.frexp(typical)[1]))
+        found = _read(source, found.centre, True, scale, found.passes)
+        broken = torch.nonzero(~torch.isfinite(found.gram.diagonal())).flatten().tolist()
+    if broken:
+        reason = "is more than 1e150 times larger than most, beyond the range of float64 products"
+        raise UpdateError("; ".join(f"{source.labels[client]} {reason}" for client in broken) + "; leave it out")
+    return found
+
+
+def require_finite(source: UpdateSource, clients: list[int]) -> None:
+    """Raises an error that names those of the clients whose update holds a NaN or an infinity.
+
+    Raises:
+        UpdateError: there is such a client.
+    """
+    faults = []
+    for client in clients:
+        for name in source.layout:
+            bad = int((~torch.isfinite(source.one(client, name))).sum())
+            if bad:
+                faults.append(f"{source.labels[client]}: {title(name)} holds {bad} NaN or infinite value(s)")
+                break
+    if faults:
+        remedy = "expected finite numbers; leave these clients out or repair their updates"
+        raise UpdateError("\n  - ".join([f"{len(faults)} unusable client update(s), {remedy}:", *faults]))
+
+
+def _magnitudes(source: UpdateSource) -> Tensor:
+    """(n,) float64 largest absolute coordinate of each update."""
+    largest = torch.zeros(len(source.labels), dtype=torch.float64, device=source.device)
+    for _, block in blocks(source, double=True):
+        largest = torch.maximum(largest, block.abs().amax(1))
+    return largest.cpu()
+
+
+def _sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: int) -> int | None:
+    """Reference that a sample of the coordinates recommends: a client's update, or None for the zero update.
+
+    A wrong answer costs a second reading, never the result, for `measure` checks what it gets.
+    """
+    total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64)
+    step = coordinates // max(4, coordinates // (64 * PIECE))
+    due, passed = step // 2, 0
+    for name, spec in source.layout.items():
+        while due < passed + spec.numel:
+            start = min(due - passed, max(0, spec.numel - PIECE))
+            rows = as_rows([source.piece(Segment(name, start, min(start + PIECE, spec.numel)))], torch.float32)
+            total.add_((rows @ rows.T).cpu())
+            due += step
+        passed += spec.numel
+    finite = torch.isfinite(total.diagonal())
+    if not bool(finite.all()):
+        return None
+    ratio, centre = cancellation(total, prior_weights)
+    return centre if ratio * _FLOAT32_ROUNDING > _DISTANCE_ERROR / 4 else None

@@ -1,0 +1,101 @@
+"""Weighted sums of LoRA products as one adapter: exactly, by stacking factors, or at a chosen rank.
+
+Summing factors, `(sum w_i B_i)(sum w_i A_i)`, is not the sum of products. The exact sum
+`sum_i w_i s_i B_i A_i + (1 - sum w_i) s_g B_g A_g` has the factors side by side, and so the sum of the ranks;
+the best adapter of a smaller rank follows from two thin QR factorisations and one small SVD (Eckart and Young, 1936).
+Results are whole adapters of scaling one: load them with `lora_alpha` equal to the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedeat.errors import UpdateError
+from fedeat.geometry.layout import UpdateSource
+from fedeat.geometry.product_space import Lora, Pair, as_matrix, pairs
+
+
+def recombine(
+    source: UpdateSource, weights: Tensor, lora: Lora, *, rank: int | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """The weighted sum of the clients' products as one whole adapter of scaling one.
+
+    Args:
+        source: n updates.
+        weights: (n,) float64, of the clients' products about the global one.
+        lora: how to understand the factors.
+        rank: >= 1, rank of the result; None for the sum of ranks, which is exact.
+
+    Returns:
+        The adapter, in the names, dtypes and outer shapes of the updates; the discarded share of the squared Frobenius
+        norm of all modules' products, in 0..1.
+
+    Raises:
+        UpdateError: `rank` is no positive integer.
+    """
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise UpdateError(f"rank must be a positive integer, got {rank!r}")
+    found, others = pairs(source.layout)
+    value: dict[str, Tensor] = {}
+    lost = total = 0.0
+    for pair in found:
+        a, b = _stacked(source, weights, lora, pair)
+        if rank is not None:
+            a, b, energies = _truncated(a, b, rank)
+            total += float(energies.sum())
+            lost += float(energies[rank:].sum())
+        for name, factor, axis in ((pair.a, a, 0), (pair.b, b, 1)):
+            shape = list(source.layout[name].shape)
+            shape[axis] = factor.shape[axis]
+            value[name] = factor.reshape(shape).to(source.layout[name].dtype)
+    for name in others:
+        value[name] = _plain(source, weights, lora, name)
+    ordered = {name: value[name] for name in source.layout}
+    return ordered, lost / total if total > 0 else 0.0
+
+
+def _stacked(source: UpdateSource, weights: Tensor, lora: Lora, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Factors a (R, k) and b (d, R) in float64 whose product is the exact weighted sum."""
+    base = None if lora.reference is None else (as_matrix(lora.reference[pair.a]), as_matrix(lora.reference[pair.b]))
+    parts_a, parts_b = [], []
+    for client, weight in enumerate(weights.tolist()):
+        if weight != 0:
+            a, b = as_matrix(source.one(client, pair.a)), as_matrix(source.one(client, pair.b))
+            if base is not None and not lora.whole:
+                a, b = a + base[0], b + base[1]
+            parts_a.append(a)
+            parts_b.append(weight * lora.scaling[client] * b)
+    rest = 1 - float(weights.sum())
+    if base is not None and (abs(rest) > 1e-12 or not parts_a):
+        parts_a.append(base[0])
+        parts_b.append(rest * lora.reference_scaling * base[1])
+    if not parts_a:
+        parts_a, parts_b = [as_matrix(source.one(0, pair.a))], [as_matrix(source.one(0, pair.b)) * 0]
+    return torch.cat(parts_a), torch.cat(parts_b, 1)
+
+
+def _truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best factors of a rank, with zeros where the product has a smaller one, and all squared singular values."""
+    left, upper = torch.linalg.qr(b)
+    right, lower = torch.linalg.qr(a.T)
+    u, singular, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    root = singular[:rank].sqrt()
+    small_a, small_b = root[:, None] * (v[:rank] @ right.T), (left @ u[:, :rank]) * root
+    missing = rank - len(root)
+    if missing > 0:
+        small_a = torch.cat([small_a, small_a.new_zeros(missing, small_a.shape[1])])
+        small_b = torch.cat([small_b, small_b.new_zeros(len(small_b), missing)], 1)
+    return small_a, small_b, singular**2
+
+
+def _plain(source: UpdateSource, weights: Tensor, lora: Lora, name: str) -> Tensor:
+    """The weighted sum of a tensor that is no factor, as part of a whole adapter."""
+    spec, reference = source.layout[name], lora.reference
+    total = torch.zeros(spec.shape, dtype=torch.float64, device=source.device)
+    for client, weight in enumerate(weights.tolist()):
+        if weight != 0:
+            total += weight * source.one(client, name).detach().double()
+    if reference is not None:
+        total += (1 - float(weights.sum()) if lora.whole else 1.0) * reference[name].detach().double()
+    return total.to(spec.dtype)

@@ -1,0 +1,82 @@
+"""What is claimed of each rule, and that the claims about shifts hold."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from fedeat.aggregation import tolerates
+from fedeat.aggregation.coordinatewise import coordinate_median, trimmed_mean
+from fedeat.aggregation.preaggregation import (
+    adaptive_clipping,
+    bucketing,
+    chain,
+    nearest_neighbour_mixing,
+    norm_clipping,
+)
+from fedeat.aggregation.resilience import shift_invariant
+from fedeat.aggregation.rules import (
+    centred_clipping,
+    krum,
+    mean,
+    minimum_diameter,
+    multi_krum,
+    norm_filter,
+    trusted_reference,
+)
+from fedeat.aggregation.smoothed import smoothed_geometric_median
+from fedeat.aggregation.weiszfeld import geometric_median
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts"),
+    [
+        (mean, {1: 0, 10: 0}),
+        (geometric_median, {1: 0, 2: 0, 3: 1, 9: 4, 10: 4}),
+        (smoothed_geometric_median, {10: 4}),
+        (coordinate_median, {10: 4, 11: 5}),
+        (krum, {1: 0, 4: 0, 5: 1, 10: 3, 11: 4}),
+        (functools.partial(multi_krum, byzantine=2), {5: 1, 10: 2}),
+        (minimum_diameter, {9: 4}),
+        (norm_filter, {9: 2}),
+        (centred_clipping, {9: 0, 25: 2}),
+        (functools.partial(trusted_reference, reference=0), {10: 9}),
+        (trimmed_mean, {5: 1, 10: 2}),
+        (functools.partial(trimmed_mean, byzantine=4), {10: 4, 5: 2}),
+        (chain(nearest_neighbour_mixing, rule=geometric_median), {10: 4}),
+        (chain(functools.partial(nearest_neighbour_mixing, byzantine=2), rule=krum), {10: 2}),
+        (chain(functools.partial(bucketing, size=2), rule=geometric_median), {10: 2, 20: 4}),
+        (chain(norm_clipping, rule=mean), {10: 0}),
+        (lambda gram, prior: mean(gram, prior), {10: 4}),
+    ],
+)
+def test_each_rule_says_how_many_attackers_it_withstands(rule: Any, counts: dict[int, int]) -> None:
+    assert {clients: tolerates(rule, clients) for clients in counts} == counts
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        mean,
+        geometric_median,
+        smoothed_geometric_median,
+        krum,
+        multi_krum,
+        minimum_diameter,
+        chain(nearest_neighbour_mixing, rule=krum),
+        chain(nearest_neighbour_mixing, rule=geometric_median),
+        norm_filter,
+        functools.partial(centred_clipping, radius=0.5),
+        functools.partial(trusted_reference, reference=0),
+        chain(adaptive_clipping, rule=mean),
+    ],
+)
+def test_rules_said_to_ignore_shifts_do_and_others_do_not(rule: Any) -> None:
+    updates = torch.randn(9, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shifted = updates + torch.tensor([3.0, -4.0, 5.0, 6.0, 7.0])
+    prior = torch.full((9,), 1 / 9, dtype=torch.float64)
+    before, after = rule(updates @ updates.T, prior).weights, rule(shifted @ shifted.T, prior).weights
+    assert bool((before - after).abs().max() < 1e-6) == shift_invariant(rule)

@@ -1,0 +1,174 @@
+"""Grids of runs: what is in them, that cells fail alone, and that a comparison goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedeat import records
+from fedeat.config import load
+from fedeat.errors import ConfigError, RecordError
+from fedeat.experiment import comparison
+from fedeat.experiment.side_by_side import Outcome, run_jobs
+
+MakeConfig = Callable[..., Path]
+SMALL = {"methods": ["fedavg", "fedeat"], "fractions": [0.25], "attacks": ["sign_flip"]}
+
+
+def test_the_grid_holds_each_cell_once(make_config: MakeConfig) -> None:
+    config = load(
+        make_config(
+            compare={
+                "methods": ["fedavg", "eat", "gm", "fedeat", "strong"],
+                "attacks": ["none", "sign_flip", "nan"],
+                "fractions": [0.0, 0.25],
+                "seeds": [0, 1],
+                "variants": {"strong": {"perturbation.radius": 0.5, "aggregation.rule": "krum"}},
+            },
+            aggregation={"byzantine": 1},
+            partition={"clients": 5},
+        )
+    )
+    grid = {cell.name: cell.config for cell in comparison.cells(config)}
+    assert len(grid) == 5 * 3 * 2
+    fedavg, strong = grid["fedavg-none-0-seed0"], grid["strong-nan-0.25-seed1"]
+    assert (fedavg.perturbation.kind, fedavg.aggregation.rule, fedavg.aggregation.byzantine) == ("none", "mean", None)
+    assert (strong.perturbation.radius, strong.aggregation.rule, strong.seed) == (0.5, "krum", 1)
+    assert (strong.attack.kind, strong.attack.fraction, strong.method) == ("nan", 0.25, "strong")
+    assert grid["gm-none-0-seed0"].aggregation.rule == grid["fedeat-none-0-seed0"].aggregation.rule
+    assert grid["gm-none-0-seed0"].perturbation.kind == "none"
+    assert all(cell.compare == type(cell.compare)() for cell in grid.values())
+
+
+@pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}])
+def test_methods_are_the_four_corners_of_two_choices(make_config: MakeConfig, aggregation: dict[str, int]) -> None:
+    config = load(make_config(compare={"attacks": []}, aggregation=aggregation, partition={"clients": 5}))
+    chosen = {
+        cell.config.method: (cell.config.perturbation.kind, cell.config.aggregation.rule)
+        for cell in comparison.cells(config)
+    }
+    assert chosen == {
+        "fedavg": ("none", "mean"),
+        "eat": ("pgd", "mean"),
+        "gm": ("none", "geometric_median"),
+        "fedeat": ("pgd", "geometric_median"),
+    }
+
+
+def test_a_variant_with_wrong_keys_is_refused_before_anything_runs(make_config: MakeConfig) -> None:
+    section = {"methods": ["x", "y"], "variants": {"x": {"agregation.rule": "mean"}, "y": {"seed": "one"}}}
+    with pytest.raises(ConfigError) as caught:
+        comparison.cells(load(make_config(compare=section)))
+    assert caught.value.problems == (
+        "x: agregation: unknown key. Did you mean 'aggregation'?",
+        "y: seed: input should be a valid integer, got 'one'.",
+    )
+
+
+def test_a_configuration_that_is_not_fedeat_is_not_compared_under_its_name(make_config: MakeConfig) -> None:
+    config = load(make_config(perturbation={"kind": "none"}, aggregation={"rule": "mean"}))
+    with pytest.raises(ConfigError) as caught:
+        comparison.cells(config)
+    assert len(caught.value.problems) == 4
+    assert 'fedeat trains on perturbations, but perturbation.kind is "none"' in str(caught.value)
+    assert 'gm needs a robust rule, but aggregation.rule is "mean"' in str(caught.value)
+
+
+def test_results_do_not_depend_on_processes_and_finished_cells_are_not_run_again(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    told: list[tuple[str, str, int, int]] = []
+    one, two = (load(make_config(compare={**SMALL, "base": True, "processes": n})) for n in (1, 2))
+    rows = comparison.compare(one, tmp_path / "one", progress=lambda *what: told.append(what))
+    assert told[0] == ("", "planned", 0, 3)
+    assert sum(stage == "finished" for _, stage, _, _ in told) == 3
+    names = ["base", "fedavg-sign_flip-0.25-seed0", "fedeat-sign_flip-0.25-seed0"]
+    assert [row["run"] for row in rows] == [f"runs/{name}" for name in names]
+    comparison.compare(two, tmp_path / "two")
+    assert (tmp_path / "two" / "results.json").read_text() == (tmp_path / "one" / "results.json").read_text()
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        cell = Path("runs") / "fedeat-sign_flip-0.25-seed0" / name
+        assert (tmp_path / "two" / cell).read_bytes() == (tmp_path / "one" / cell).read_bytes()
+
+    # Another number of processes is the same comparison, and what is finished is not run again.
+    told.clear()
+    assert comparison.compare(two, tmp_path / "one", progress=lambda *what: told.append(what)) == rows
+    assert {stage for _, stage, _, _ in told} == {"planned", "finished"}
+    with pytest.raises(RecordError, match="holds another comparison, or a run"):
+        comparison.compare(load(make_config(compare={**SMALL, "seeds": [3]})), tmp_path / "one")
+
+
+def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    path, out = make_config(compare=SMALL), tmp_path / "out"
+    code = (
+        "from pathlib import Path\nfrom fedeat.config import load\nfrom fedeat.experiment import comparison\n"
+        f"if __name__ == '__main__': comparison.compare(load(Path({str(path)!r})), Path({str(out)!r}))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first = out / "runs" / "fedavg-sign_flip-0.25-seed0" / "evaluation.json"
+    deadline = time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    written = first.stat().st_mtime_ns
+    told: list[tuple[str, str, int, int]] = []
+    time.sleep(1)  # the cell's own process sees that its parent is gone
+    rows = comparison.compare(load(path), out, progress=lambda *what: told.append(what))
+    assert len(rows) == 2
+    assert first.stat().st_mtime_ns == written
+    assert told[1] == ("fedavg-sign_flip-0.25-seed0", "finished", 1, 1)
+
+
+def test_a_cell_that_fails_is_named_and_the_others_finish(
+    make_config: MakeConfig, tmp_path: Path, sentiment_files: dict[str, Path]
+) -> None:
+    section = {
+        "methods": ["fedavg", "greedy", "gm"],
+        "variants": {"greedy": {"model.name": str(sentiment_files["train"].parent)}},
+    }
+    with pytest.raises(comparison.CellsFailed) as caught:
+        comparison.compare(load(make_config(compare=section)), tmp_path / "out")
+    message = str(caught.value)
+    assert message.startswith("1 of 3 cells failed; the others are in")
+    assert "\n  - greedy-none-0-seed0: " in message
+    assert "holds no config.json" in message
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["fedavg", "gm"]
+
+
+def test_one_process_at_a_time_compares_in_a_directory(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(compare=SMALL))
+    with records.RunDirectory(tmp_path), pytest.raises(RecordError, match="in use by another process"):
+        comparison.compare(config, tmp_path)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Jobs that a fresh process can import by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    return importlib.import_module("killable")
+
+
+def test_a_process_that_dies_takes_no_other_job_along(jobs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[str, str, int, int]] = []
+    work = {"dies": jobs.job_that_dies, "fails": jobs.job_with_a_defect, "works": jobs.job_that_works}
+    work["again"] = jobs.job_that_works
+    found = dict(run_jobs(work, processes=1, threads=1, tell=lambda *what: told.append(what)))
+    assert found["works"] == found["again"] == Outcome(3)
+    assert found["dies"].failure == "its process was ended by signal 9 (SIGKILL), often for lack of memory"
+    assert found["fails"].failure.startswith("ZeroDivisionError: division by zero (killable.py, line ")
+    assert told == [("works", "work", 1, 2), ("again", "work", 1, 2)]
+    assert caplog.text.count("said once") == 1

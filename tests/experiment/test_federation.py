@@ -1,0 +1,257 @@
+"""A run from its configuration to its records, and what stops it before it starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from fedeat import experiment, perturbation
+from fedeat.algorithm import Round
+from fedeat.config import load
+from fedeat.errors import ConfigError, DataError, QuorumError
+from fedeat.evaluation import EvaluationSet
+from fedeat.experiment import binding, federation, inputs
+from fedeat.experiment.round_records import round_lines
+from fedeat.updates import ClientUpdate
+
+MakeConfig = Callable[..., Path]
+hf: Any = transformers
+
+
+def lines(directory: Path, kind: str) -> list[dict[str, Any]]:
+    text = (directory / "metrics.jsonl").read_text()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def test_a_run_leaves_records_and_an_adapter_that_peft_loads(
+    make_config: MakeConfig, tmp_path: Path, language_model: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    directory = tmp_path / "run"
+    config = load(make_config(federation={"rounds": 2}, evaluation={"every": 1}))
+    rows = experiment.run(config, directory, progress=lambda *what: told.append(what))
+    assert [(row["task"], row["method"], row["run"], row["benign"]) for row in rows] == [("sst2", "fedeat", "run", 12)]
+    assert [line["round"] for line in lines(directory, "round")] == [0, 1]
+    assert [line["task"] for line in lines(directory, "evaluation")] == ["sst2", "sst2"]
+    first = lines(directory, "round")[0]
+    assert sum(first["weights"].values()) == pytest.approx(1)
+    assert first["accepted"] == first["cohort"] == [0, 1, 2, 3]
+    assert {line["client"] for line in lines(directory, "client")} == {0, 1, 2, 3}
+    shares = json.loads((directory / "partition.json").read_text())["clients"]
+    assert sum(share["examples"] for share in shares.values()) == 48
+    assert all(sum(share["counts"].values()) == share["examples"] for share in shares.values())
+    assert told[-1][0] == "evaluate"
+    assert ("train", 8, 8) in told
+    base = hf.AutoModelForCausalLM.from_pretrained(language_model)
+    network = peft.PeftModel.from_pretrained(base, str(directory / "adapter"))
+    saved = peft.get_peft_model_state_dict(network)
+    assert any(bool(tensor.abs().sum() > 0) for name, tensor in saved.items() if "lora_B" in name)
+    for checkpoint in ("round-0000", "round-0001"):
+        peft.PeftConfig.from_pretrained(str(directory / "checkpoints" / checkpoint))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(lora={"dropout": 0.1}, evaluation={"data": []}))
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        experiment.run(config.model_copy(update={"seed": seed}), tmp_path / name)
+    a, b, c = ((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_a_run_without_evaluation_data_has_no_rows(make_config: MakeConfig, tmp_path: Path) -> None:
+    assert experiment.run(load(make_config(evaluation={"data": []})), tmp_path / "run") == []
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == {"rows": [], "predictions": {}}
+
+
+def test_the_mean_certifies_nothing_and_its_gap_is_null(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(aggregation={"rule": "mean"}, evaluation={"data": []}))
+    experiment.run(config, tmp_path / "run")
+    assert [line["gap"] for line in lines(tmp_path / "run", "round")] == [None, None]
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "gaussian", "label_flip", "nan"])
+def test_malicious_clients_are_recorded(attack: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(attack={"kind": attack, "fraction": 0.25}, evaluation={"data": []}))
+    experiment.run(config, tmp_path / "run")
+    for line in lines(tmp_path / "run", "round"):
+        assert len(line["malicious"]) == 1
+        rejected = [item["client"] for item in line["rejected"]]
+        assert rejected == (line["malicious"] if attack == "nan" else [])
+
+
+def test_a_rule_told_to_withstand_many_goes_on_when_some_were_rejected(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        partition={"clients": 6, "kind": "iid"},
+        attack={"kind": "nan", "fraction": 0.34},
+        aggregation={"rule": "trimmed_mean", "byzantine": 2},
+        evaluation={"data": []},
+    )
+    experiment.run(load(config), tmp_path / "run")
+    assert [len(line["accepted"]) for line in lines(tmp_path / "run", "round")] == [4, 4]
+
+
+def test_a_missed_quorum_names_each_client(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(attack={"kind": "nan", "fraction": 0.25}, federation={"quorum": 4}, evaluation={"data": []})
+    with pytest.raises(QuorumError, match=r"3 usable updates, expected at least 4.*\n  - client \d: tensor"):
+        experiment.run(load(config), tmp_path / "run")
+
+
+def test_a_partition_by_column_has_a_client_for_each_value(make_config: MakeConfig) -> None:
+    config = load(make_config(partition={"kind": "column", "by": "client"}))
+    federation = experiment.prepare(config)
+    assert [len(part) for part in federation.partition] == [12, 12, 12, 12]
+    assert all(len({federation.examples[i].group for i in part}) == 1 for part in federation.partition)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"federation": {"clients_per_round": 5}}, "clients_per_round is 5, more than the 4 clients"),
+        ({"federation": {"quorum": 5}}, "quorum is 5, more than the 4 clients"),
+        ({"aggregation": {"byzantine": 2}}, "over 4 clients a round withstands at most 1"),
+    ],
+)
+def test_the_clients_of_a_column_are_counted_before_training(
+    changes: dict[str, Any], expected: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = load(make_config(partition={"kind": "column", "by": "client"}, **changes))
+    with pytest.raises(ConfigError, match=expected):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_free_text_is_not_skewed_by_label_nor_classified(
+    make_config: MakeConfig, sentiment_files: dict[str, Path]
+) -> None:
+    data = {"train": [str(sentiment_files["alpaca"])]}
+    with pytest.raises(DataError, match="has no labels to skew by"):
+        experiment.prepare(load(make_config(data=data)))
+    with pytest.raises(DataError, match="has no labels to classify"):
+        experiment.prepare(load(make_config(data=data, task="sequence-classification")))
+    by_category = load(make_config(data=data, partition={"by": "category"}))
+    assert sum(map(len, experiment.prepare(by_category).partition)) == 24
+
+
+def test_a_classifier_is_trained_with_its_head(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(task="sequence-classification", perturbation={"radius_warmup": 2}))
+    rows = experiment.run(config, tmp_path / "run")
+    assert [row["task"] for row in rows] == ["sst2"]
+    perturbations = [line["perturbation"] for line in lines(tmp_path / "run", "client")]
+    assert perturbations[0] == 0
+    assert 0 < perturbations[-1] < 0.05
+
+
+def test_a_classifier_without_a_head_for_the_data_says_so(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "mnli.jsonl"
+    other.write_text('{"premise": "a film .", "hypothesis": "a story .", "label": 1}\n')
+    changes = {"task": "sequence-classification"}
+    with pytest.raises(DataError, match="the data is of mnli, and the classifier has heads for sst2"):
+        experiment.prepare(load(make_config(evaluation={"data": [str(other)]}, **changes)))
+    both = load(make_config(**changes))
+    more = [*both.evaluation.data, both.evaluation.data[0].model_copy(update={"path": str(other)})]
+    evaluated = both.model_copy(update={"evaluation": both.evaluation.model_copy(update={"data": tuple(more)})})
+    with caplog.at_level(logging.INFO, logger="fedeat"):
+        assert len(experiment.prepare(evaluated).evaluation_sets) == 3
+    assert f"{other}: 1 mnli rows left out" in caplog.text
+
+
+def test_notes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    entry = EvaluationSet("a.json", notes=("a.json: 3 rows left out",))
+    with caplog.at_level(logging.INFO, logger="fedeat"):
+        inputs.answerable([entry, replace(entry)], None)
+    assert caplog.text.count("3 rows left out") == 1
+
+
+def test_answers_that_lose_their_ends_are_told_and_counted(
+    make_config: MakeConfig, sentiment_files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load(
+        make_config(
+            data={"train": [str(sentiment_files["alpaca"])], "max_length": 3},
+            partition={"kind": "iid"},
+            evaluation={"data": []},
+        )
+    )
+    with caplog.at_level(logging.INFO, logger="fedeat"):
+        experiment.run(config, tmp_path / "run")
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "24 of 24 training examples do not fit into data.max_length = 3" in warning.getMessage()
+    shares = json.loads((tmp_path / "run" / "partition.json").read_text())["clients"]
+    assert sum(share["cut_answers"] for share in shares.values()) == 24
+
+
+def test_a_limit_draws_the_same_rows_in_every_run(make_config: MakeConfig, sentiment_files: dict[str, Path]) -> None:
+    source = {"path": str(sentiment_files["train"]), "limit": 7}
+    first, second = (
+        experiment.training_examples(load(make_config(data={"train": [source]}, seed=seed))) for seed in (0, 5)
+    )
+    assert len(first) == 7
+    assert first == second
+
+
+def test_resuming_uses_the_threads_the_run_began_with(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(make_config(threads=0, evaluation={"data": []}))
+    # Two real threads on a machine with one free core would take long.
+    threads = 7
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+
+    def pretend(count: int) -> None:
+        nonlocal threads
+        threads = count
+
+    monkeypatch.setattr(torch, "set_num_threads", pretend)
+    used: list[int] = []
+    train = federation._train
+
+    def watched(*arguments: Any) -> Any:
+        used.append(threads)
+        result = train(*arguments)
+        if len(used) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(federation, "_train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, tmp_path / "run")
+    threads = 1
+    experiment.resume(tmp_path / "run")
+    assert used == [7, 7]
+    assert threads == 1
+
+
+def test_the_base_model_has_a_row_of_its_own(make_config: MakeConfig, tmp_path: Path) -> None:
+    (row,) = experiment.evaluate_base(load(make_config()), tmp_path / "base")
+    assert (row["method"], row["attack"], row["run"]) == ("base", "none", "base")
+
+
+def test_names_become_functions_with_their_options(make_config: MakeConfig) -> None:
+    config = load(make_config(perturbation={"kind": "fgsm", "radius": 0.5, "norm": "linf"}))
+    found: Any = binding.perturb_function(config.perturbation, unit=2.0)
+    assert found.func is perturbation.fgsm
+    assert found.keywords == {"radius": 1.0, "norm": "linf", "start": "zero"}
+    assert binding.perturb_function(config.perturbation.model_copy(update={"kind": "none"}), unit=2.0) is None
+    training = binding.local_training(load(make_config(client={"max_grad_norm": 0, "optimizer": "sgd"})), 1.0, 0)
+    assert training.max_grad_norm is None
+    assert isinstance(training.optimizer([torch.nn.Parameter(torch.ones(1))]), torch.optim.SGD)
+
+
+def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
+    update = ClientUpdate(2, {"w": torch.ones(4)}, 5)
+    result = Round(0, {}, (2,), (update,), (), {2: 1.0}, 0, float("nan"), 2.0)
+    summary, client = round_lines(result, malicious={2})
+    assert summary["loss"] != summary["loss"]  # NaN, null in the file
+    assert (client["malicious"], client["update_norm"]) == (True, 2.0)
