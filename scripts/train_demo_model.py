@@ -126,11 +126,16 @@ def train(model: LlamaForCausalLM, tokenizer: Any) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1:5d}  answer loss {float(losses[is_answer].mean()):.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1:5d}  answer loss {float(losses[is_answer].mean()):.3f}  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[int]) -> float:
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[int]
+) -> float:
     """Share of prompts whose likeliest of the answers, by first token, is the right one."""
     choices = [tokenizer(" " + answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
     right = 0
