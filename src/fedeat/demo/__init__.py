@@ -1,4 +1,4 @@
-"""The embedded demo: a small English world, a small language model that ships along, and the paper's comparison on them."""
+"""The embedded demo: a small English world, a small model that ships along, and the paper's comparison on them."""
 
 from __future__ import annotations
 
