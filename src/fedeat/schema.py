@@ -99,7 +99,7 @@ class DataSection(Section):
 class PartitionSection(Section):
     """How the training data is spread over clients."""
 
-    kind: Literal["iid", "dirichlet", "column"] = Field("dirichlet", description="how examples spread over clients")
+    kind: Literal["iid", "dirichlet", "column"] = Field("iid", description="how examples spread over clients")
     clients: int = Field(10, ge=1, description="n; found from the data where kind is column")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed")
     by: str = Field(
