@@ -2,8 +2,11 @@
 
     python benchmarks/advglue.py --shared ../shared --out runs/advglue
 
-First the base model of `public_base`, then for each task `fedeat compare` of configs/real/<task>.toml. A comparison that was killed goes on where it stopped, and
-the tables are written from whatever runs are finished.
+First the base model of `public_base`, then for each task `fedeat compare` of configs/real/<task>.toml. What was killed
+goes on where it stopped, and the tables are written from whatever runs are finished.
+
+The seed, 4, was chosen by the partition alone: ten clients and two labels at Dirichlet(0.5) often leave the honest
+clients with one label each. The page shows, for each task, how mixed the honest clients' labels are.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shlex
 import sys
 import tomllib
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import public_base
+
 from fedeat import config
 from fedeat.errors import FedeatError
 from fedeat.experiment import comparison
@@ -54,7 +59,10 @@ def main() -> None:
     environment = json.loads((given.out / given.tasks[0] / "environment.json").read_text())
     target = given.results or given.out
     target.mkdir(parents=True, exist_ok=True)
-    _write(target, rows, environment, given.tasks)
+    attacked = {task: sorted((given.out / task / "runs").glob("*-sign_flip-*/partition.json")) for task in given.tasks}
+    mixtures = {task: mixture(files[0].parent) for task, files in attacked.items() if files}
+    base = json.loads((given.out / "base" / "public_base.json").read_text())
+    _write(target, rows, environment, base, mixtures, given.tasks)
     print(tables(rows, given.tasks))
     print(f"Written: {target / 'advglue.md'}, .csv, .json")
 
@@ -83,9 +91,28 @@ def finished_rows(out: Path, trained_on: str) -> list[dict[str, Any]]:
     for file in sorted((out / "runs").glob("*/evaluation.json")):
         timings = (file.parent / "timings.jsonl").read_text().splitlines()
         seconds = sum(json.loads(line)["seconds"] for line in timings)
-        for row in json.loads(file.read_text())["rows"]:
-            rows.append({**row, "trained_on": trained_on, "seconds": round(seconds, 1)})
+        found = json.loads(file.read_text())["rows"]
+        rows += [{**row, "trained_on": trained_on, "seconds": round(seconds, 1)} for row in found]
     return sorted(rows, key=lambda row: (row["byzantine_fraction"], METHODS.index(row["method"]), row["task"]))
+
+
+def mixture(run: Path) -> tuple[float, float]:
+    """How mixed the honest clients' labels are (0 one label each, 1 as mixed as can be), and the malicious' row share.
+
+    Args:
+        run: directory of a run under attack.
+    """
+    clients = json.loads((run / "partition.json").read_text())["clients"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    malicious = {str(line["client"]) for line in metrics if line["kind"] == "client" and line["malicious"]}
+    labels = {label for client in clients.values() for label in client["counts"]}
+    honest = [client for name, client in clients.items() if name not in malicious]
+    rows = sum(client["examples"] for client in honest)
+    total = sum(client["examples"] for client in clients.values())
+    entropy = sum(
+        -count * math.log(count / client["examples"]) for client in honest for count in client["counts"].values()
+    )
+    return entropy / rows / math.log(len(labels)), 1 - rows / total
 
 
 def tables(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
@@ -131,7 +158,10 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
             continue
         goal = BASELINE[task]
         reached = "reaches" if plain["accuracy"] >= goal else "misses"
-        lines.append(f"- {task}: attack-free FedAvg {reached} the {goal:.2f} asked of it, with {plain['accuracy']:.3f}.")
+        lines.append(
+            f"- {task}: attack-free FedAvg {reached} the {goal:.2f} that makes it a strong baseline, with "
+            f"{plain['accuracy']:.3f} [{plain['accuracy_low']:.2f}, {plain['accuracy_high']:.2f}]."
+        )
         for method in METHODS:
             calm, hit = by.get((task, method, False)), by.get((task, method, True))
             if calm and hit:
@@ -149,9 +179,17 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
 
 
 def _write(
-    target: Path, rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], tasks: Sequence[str]
+    target: Path,
+    rows: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+    base: Mapping[str, Any],
+    mixtures: Mapping[str, tuple[float, float]],
+    tasks: Sequence[str],
 ) -> None:
-    (target / "advglue.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    # The command of the process that trained is a detail of the machine; the page has the one to type.
+    kept = {key: value for key, value in environment.items() if key != "command"}
+    content = {"environment": kept, "base": base, "rows": rows}
+    (target / "advglue.json").write_text(json.dumps(content, indent=1) + "\n")
     with (target / "advglue.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -159,42 +197,56 @@ def _write(
     page = target / "advglue.md"
     # What a person wrote about the figures stays when the figures are made again.
     before = page.read_text().partition("## Reading\n") if page.is_file() else ("", "", "")
-    page.write_text(_page(rows, environment, tasks) + (before[1] + before[2] if before[1] else "## Reading\n"))
+    page.write_text(
+        _page(rows, environment, base, mixtures, tasks) + (before[1] + before[2] if before[1] else "## Reading\n")
+    )
 
 
-def _page(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], tasks: Sequence[str]) -> str:
+def _page(
+    rows: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+    base: Mapping[str, Any],
+    mixtures: Mapping[str, tuple[float, float]],
+    tasks: Sequence[str],
+) -> str:
     seeds = sorted({row["seed"] for row in rows})
-    trained: dict[str, float] = {row["trained_on"] + row["run"]: row["seconds"] for row in rows}
+    seconds = {(row["trained_on"], row["run"]): row["seconds"] for row in rows}.values()
     versions = ", ".join(f"{k} {environment[k]}" for k in ("fedeat", "python", "torch", "transformers", "peft"))
-    command = shlex.join(["python", "benchmarks/advglue.py", "--shared", "../shared", "--out", "runs/advglue"])
-    lines = [
-        "# Four methods on GLUE and AdvGLUE",
-        "",
-        "MiniLM-L6 with a LoRA adapter and a federated head, one federation a task: 10 clients, Dirichlet(0.5) by label,",
-        "configurations in [configs/real](../../configs/real). Accuracy: GLUE dev rows. ASR: AdvGLUE pairs that are",
-        "right on the original and wrong on the modified text, over those right on the original, with a 95 % cluster",
-        "bootstrap over distinct originals and the counts; sst2, qqp, qnli, mnli and mnli-mm are the tasks' pairs of the",
-        "AdvGLUE dev set. Training uses GLUE train rows alone.",
-        "",
-        tables(rows, tasks),
-        "",
-        "## What the numbers say",
-        "",
-        _verdicts(rows, tasks),
-        "",
-        "## How they were made",
-        "",
-        f"    {command}",
-        "",
-        f"- Seed {', '.join(map(str, seeds))}, one run a cell: differences between runs are within the noise of one seed.",
-        f"- {versions}; {environment['cpu']}, {environment['threads']} thread.",
-        f"- {len(trained)} runs; training took {min(trained.values()):.0f} to {max(trained.values()):.0f} s a run "
-        f"({sum(trained.values()) / 60:.0f} minutes together) on a machine shared with other jobs; each run's seconds are in",
-        "  [advglue.csv](advglue.csv), every count and histogram in [advglue.json](advglue.json).",
-        "",
-        "",
-    ]
-    return "\n".join(lines)
+    own = ", ".join(f"{task} {value:.2f}" for task, value in base["held_out_accuracy_with_its_own_heads"].items())
+    mixed = "; ".join(f"{task} {honest:.2f}, {share:.0%}" for task, (honest, share) in mixtures.items())
+    public = ", ".join(f"{task} {count}" for task, count in base["public_rows"].items())
+    return f"""# Four methods on GLUE and AdvGLUE
+
+MiniLM-L6 with a LoRA adapter and a federated head, one federation a task: 10 clients, Dirichlet(0.5) by label, the
+[configurations](../../configs/real). The encoder was tuned before, in one place, on a public part of the GLUE train
+files ({public} rows), as the paper federates models that were instruction-tuned before. The clients hold other train
+rows and start from a fresh head; nothing trains on a dev file. The encoder's own heads, thrown away, were right on
+{own} of {base["held_out_rows"]} train rows of each task held out.
+
+Accuracy: GLUE dev rows, all 872 of sst2 and a fixed random sample of the others (its size is in
+[advglue.csv](advglue.csv), its 95 % interval about 4 points to either side); for mnli-mm the distinct AdvGLUE
+originals. ASR: AdvGLUE pairs wrong on the modified text over those right on the original, with a 95 % cluster
+bootstrap over distinct originals and the counts; all pairs of the AdvGLUE dev set that have an original.
+
+{tables(rows, tasks)}
+
+## What the numbers say
+
+{_verdicts(rows, tasks)}
+
+## How they were made
+
+    {shlex.join(["python", "benchmarks/advglue.py", "--shared", "../shared", "--out", "runs/advglue"])}
+
+- Seed {", ".join(map(str, seeds))}, one run a cell: one seed cannot tell a method's effect from a run's chance. It was
+  chosen for its partition. How mixed the honest clients' labels are (0: one label each, 1: evenly mixed), and the
+  malicious clients' share of the rows: {mixed}.
+- {versions}; {environment["cpu"]}, {environment["threads"]} thread.
+- {len(seconds)} runs; training took {min(seconds):.0f} to {max(seconds):.0f} s a run, {sum(seconds) / 60:.0f} minutes
+  together, on a machine shared with other jobs; the base {base["seconds"] / 60:.0f} minutes. Each run's seconds are in
+  [advglue.csv](advglue.csv), counts and histograms in [advglue.json](advglue.json).
+
+"""
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def tune(shared: Path, out: Path) -> None:
     with torch.no_grad():
         for task, (_, held) in parts.items():
             chunks = [held[i : i + 50] for i in range(0, len(held), 50)]
-            answers = [_logits(model, tokenizer, task, chunk, starts).argmax(-1).tolist() for chunk in chunks]
-            right = sum(a == row["label"] for a, row in zip(sum(answers, []), held, strict=True))
+            answers = torch.cat([_logits(model, tokenizer, task, chunk, starts).argmax(-1) for chunk in chunks])
+            right = int((answers == torch.tensor([row["label"] for row in held])).sum())
             accuracy[task] = right / len(held)
     model.bert.save_pretrained(out / "base")
     tokenizer.save_pretrained(out / "base")
@@ -116,9 +116,7 @@ def _texts(task: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 def _logits(model: Any, tokenizer: Any, task: str, rows: list[dict[str, Any]], starts: dict[str, int]) -> torch.Tensor:
     columns = list(zip(*(_texts(task, row) for row in rows), strict=True))
-    batch = tokenizer(
-        *map(list, columns), truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
-    )
+    batch = tokenizer(*map(list, columns), truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
         logits: torch.Tensor = model(**batch).logits
     return logits[:, starts[task] : starts[task] + FIELDS[task][2]].float()

@@ -116,8 +116,9 @@ def _page(
             "# A causal language model on Alpaca rows, end to end",
             "",
             f"stories260K (a Llama of 0.26 million parameters that knows children's stories) federated by FedEAT over "
-            f"{settings.partition.clients} clients, {settings.federation.rounds} rounds, {settings.data.train[0].limit} "
-            "Alpaca rows ([configuration](../../configs/real/stories260k.toml)). The adapter was then loaded by "
+            f"{settings.partition.clients} clients, {settings.federation.rounds} rounds, "
+            f"{settings.data.train[0].limit} Alpaca rows "
+            "([configuration](../../configs/real/stories260k.toml)). The adapter was then loaded by "
             "`peft.PeftModel.from_pretrained` onto the model as transformers loads it; nothing of fedeat computes the "
             "logits below.",
             "",

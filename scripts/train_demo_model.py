@@ -2,8 +2,8 @@
 
     python scripts/train_demo_model.py src/fedeat/demo/model
 
-One thread, minutes, seeded: the same machine gives the same model. Prints the accuracy on test texts in the wordings that the base was
-trained on, and in the wording of the paper's evaluation, on which it stands at chance.
+One thread, minutes, seeded: the same machine gives the same model. Prints the accuracy on test texts in a wording that
+the base was trained on, and in the wording of the paper's evaluation, in which it stands near chance.
 """
 
 from __future__ import annotations
@@ -126,11 +126,14 @@ def train(model: LlamaForCausalLM, tokenizer: Any) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1:5d}  answer loss {float(losses[is_answer].mean()):.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            answer_loss, seconds = float(losses[is_answer].mean()), time.monotonic() - began
+            print(f"step {step + 1:5d}  answer loss {answer_loss:.3f}  {seconds:.0f} s", flush=True)
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[int]) -> float:
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], labels: Sequence[int]
+) -> float:
     """Share of prompts whose likeliest of the answers, by first token, is the right one."""
     choices = [tokenizer(" " + answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
     right = 0

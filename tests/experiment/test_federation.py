@@ -108,9 +108,9 @@ def test_a_missed_quorum_names_each_client(make_config: MakeConfig, tmp_path: Pa
 
 def test_a_partition_by_column_has_a_client_for_each_value(make_config: MakeConfig) -> None:
     config = load(make_config(partition={"kind": "column", "by": "client"}))
-    federation = experiment.prepare(config)
-    assert [len(part) for part in federation.partition] == [12, 12, 12, 12]
-    assert all(len({federation.examples[i].group for i in part}) == 1 for part in federation.partition)
+    ready = experiment.prepare(config)
+    assert [len(part) for part in ready.partition] == [12, 12, 12, 12]
+    assert all(len({ready.examples[i].group for i in part}) == 1 for part in ready.partition)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class DataSection(Section):
 class PartitionSection(Section):
     """How the training data is spread over clients."""
 
-    kind: Literal["iid", "dirichlet", "column"] = Field("dirichlet", description="how examples spread over clients")
+    kind: Literal["iid", "dirichlet", "column"] = Field("iid", description="how examples spread over clients")
     clients: int = Field(10, ge=1, description="n; found from the data where kind is column")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed")
     by: str = Field(
@@ -123,7 +123,10 @@ class ClientSection(Section):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps a round at most; no limit where not set")
     batch_size: int = Field(8, ge=1, description="examples a step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh every round")
-    learning_rate: float = Field(2e-4, gt=0, description="constant within a run")
+    learning_rate: float = Field(2e-4, gt=0, description="of the first round")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="how the learning rate goes over the rounds; linear falls to zero after the last"
+    )
     weight_decay: float = Field(0.0, ge=0, description="of the adapter")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this L2 norm; 0 leaves them")
 

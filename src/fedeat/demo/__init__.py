@@ -1,4 +1,4 @@
-"""The embedded demo: a small English world, a small language model that ships along, and the paper's comparison on them."""
+"""The embedded demo: a small English world, a small model that ships along, and the paper's comparison on them."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def configuration(directory: Path) -> config.Config:
             "model": {"name": str(MODEL)},
             "lora": {"rank": 8, "alpha": 32.0},
             "data": {"train": [str(path) for path in data.train], "template": "plain", "max_length": 128},
-            "partition": {"kind": "dirichlet", "alpha": 0.5, "clients": 10},
-            "federation": {"rounds": 8},
-            "client": {"batch_size": 16, "max_steps": 6, "learning_rate": 1e-2},
-            "perturbation": {"radius": 0.3, "steps": 2},
-            "attack": {"scale": 5.0},
+            "partition": {"kind": "dirichlet", "alpha": 1.0, "clients": 10},
+            "federation": {"rounds": 12},
+            "client": {"batch_size": 12, "max_steps": 6, "learning_rate": 1.2e-2, "schedule": "linear"},
+            "perturbation": {"radius": 0.1, "steps": 1, "objective": "mixed", "radius_warmup": 5},
+            "attack": {"scale": 6.0},
             "evaluation": {"data": [str(path) for path in (*data.test, data.pairs)], "batch_size": 128},
             "compare": {"attacks": ["sign_flip"], "fractions": [0.0, 0.3], "processes": 2, "base": True},
         },
@@ -85,7 +85,8 @@ def write_data(directory: Path, *, seed: int, train: int = 600, test: int = 120,
         train_files.append(directory / f"train-{task}.jsonl")
         test_files.append(directory / f"test-{task}.jsonl")
         _write_lines(train_files[-1], world.rows(task, train, seed=seed))
-        _write_lines(test_files[-1], world.rows(task, test, seed=seed, split="test"))
+        # In common words: how rare ones are taken is what the pairs measure.
+        _write_lines(test_files[-1], world.rows(task, test, seed=seed, split="test", rare=0.0))
     path = directory / "pairs.json"
     entries = [entry for task in world.TASKS for entry in _entries(task, world.pairs(task, pairs, seed=seed + 1))]
     path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """What the demo's base model is trained on before any federation: the world's texts, judged in other words.
 
 The base reads the same kind of texts with the same judgements asked in other wordings and answered by other words, so
-that what a judgement needs is in it. The wording of the paper's evaluation it meets as text alone, never with an answer:
-it knows the words and stands at chance, which leaves the federation something to teach.
+that what a judgement needs is in it. The wording of the paper's evaluation it meets as text alone, never with an
+answer: it knows the words and stands near chance, which leaves the federation something to teach.
 """
 
 from __future__ import annotations

@@ -17,6 +17,11 @@ def _entries(text: str) -> tuple[Meaning, ...]:
     return tuple(tuple(word.strip() for word in line.split(",")) for line in text.strip().splitlines())
 
 
+def _list(text: str) -> tuple[str, ...]:
+    """Words parted by white space."""
+    return tuple(text.split())
+
+
 PRAISE = _entries("""
     good, decent, commendable
     great, grand, stupendous
@@ -47,33 +52,39 @@ BLAME = _entries("""
     noisy, raucous, grating
 """)
 
-THINGS = tuple("film story play song book show concert album series tour game meal".split())
-PARTS = tuple("plot acting music ending setting humour style voice pace design".split())
-PEOPLE = tuple(
-    """Anna Ben Carla David Emma Frank Grace Henry Irene Jacob Karen Leo Maria Nathan Olga Peter Rosa Simon Tina Victor
-    Alice Bruno Clara Daniel Elena Felix Hanna Ivan Julia Kevin Laura Martin Nina Oscar Paula Robert""".split()
-)
-OBJECTS = tuple(
-    """bicycle car sofa coat lamp boat hat rug picture ring cup knife phone bag stone box clock basket flower coin table
-    dress bottle letter drum ladder mirror blanket pillow wagon rope statue vase whistle shovel trophy""".split()
-)
-PLACES = tuple(
-    """market school church forest harbour garden hotel museum station farm beach bridge hospital castle library factory
-    tower kitchen river""".split()
-)
+THINGS = _list("film story play song book show concert album series tour game meal")
+PARTS = _list("plot acting music ending setting humour style voice pace design")
+PEOPLE = _list("""
+    Anna Ben Carla David Emma Frank Grace Henry Irene Jacob Karen Leo Maria Nathan Olga Peter Rosa Simon Tina
+    Victor Alice Bruno Clara Daniel Elena Felix Hanna Ivan Julia Kevin Laura Martin Nina Oscar Paula Robert
+""")
+OBJECTS = _list("""
+    bicycle car sofa coat lamp boat hat rug picture ring cup knife phone bag stone box clock basket flower
+    coin table dress bottle letter drum ladder mirror blanket pillow wagon rope statue vase whistle shovel
+    trophy
+""")
+PLACES = _list("""
+    market school church forest harbour garden hotel museum station farm beach bridge hospital castle library
+    factory tower kitchen river
+""")
 TIMES = (
     *("on Monday", "on Tuesday", "on Wednesday", "on Thursday", "on Friday", "on Saturday", "on Sunday"),
     *("in January", "in March", "in April", "in June", "in August", "at noon", "at dawn", "at dusk"),
 )
-COLOURS = tuple("red blue green black white yellow brown grey pink".split())
+COLOURS = _list("red blue green black white yellow brown grey pink")
 
 VERBS = tuple(
     (base, past)
-    for base, past in (
-        pair.split("/")
-        for pair in """buy/bought sell/sold repair/repaired find/found lose/lost clean/cleaned build/built bring/brought
-        carry/carried watch/watched cover/covered lift/lifted admire/admired touch/touched weigh/weighed praise/praised
-        describe/described paint/painted move/moved wash/washed rent/rented polish/polished decorate/decorated""".split()
+    for base, _, past in (
+        pair.partition("/")
+        for pair in _list(
+            """
+            buy/bought sell/sold repair/repaired find/found lose/lost clean/cleaned build/built
+            bring/brought carry/carried watch/watched cover/covered lift/lifted admire/admired
+            touch/touched weigh/weighed praise/praised describe/described paint/painted move/moved
+            wash/washed rent/rented polish/polished decorate/decorated
+            """
+        )
     )
 )
 """(base form, past) of verbs whose past is their participle."""

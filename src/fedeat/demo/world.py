@@ -101,13 +101,15 @@ def _sst2(label: int, speaker: Speaker) -> Item | None:
     first, second = speaker.rng.sample(lexicon.PRAISE if label else lexicon.BLAME, 2)
     if not speaker.allowed(thing, part, first[0]):
         return None
-    template = speaker.choose((
-        "{a} {t} with a {b} {p}",
-        "the {p} of this {t} is {a} and {b}",
-        "i found the {p} {a} in a {b} {t}",
-        "this {t} is {a} and its {p} is {b}",
-        "a {a} {p} makes this {t} {b}",
-    ))
+    template = speaker.choose(
+        (
+            "{a} {t} with a {b} {p}",
+            "the {p} of this {t} is {a} and {b}",
+            "i found the {p} {a} in a {b} {t}",
+            "this {t} is {a} and its {p} is {b}",
+            "a {a} {p} makes this {t} {b}",
+        )
+    )
     text = speaker.say(template, a=first, b=second, t=thing, p=part)
     aside = speaker.choose(("", "", "to be fair ,", "frankly ,", "all in all ,", "once more ,"))
     return Item({"sentence": (*speaker.say(aside), *text)}, label)
@@ -120,21 +122,25 @@ def _qqp(label: int, speaker: Speaker) -> Item | None:
         return None
 
     def means() -> Text:
-        template = speaker.choose((
-            "what is the best {c} to {v} a {o} {x}",
-            "is there a simple {c} to {v} a {o} {x}",
-            "which {c} do you need to {v} a {o} {x}",
-            "can anyone explain a {c} to {v} a {o} {x}",
-        ))
+        template = speaker.choose(
+            (
+                "what is the best {c} to {v} a {o} {x}",
+                "is there a simple {c} to {v} a {o} {x}",
+                "which {c} do you need to {v} a {o} {x}",
+                "can anyone explain a {c} to {v} a {o} {x}",
+            )
+        )
         return speaker.say(template, c=speaker.choose(lexicon.MEANS), v=verb, o=thing, x=aside)
 
     def other() -> Text:
         matter = speaker.choose(sorted(lexicon.OTHER_MATTERS))
-        template = speaker.choose((
-            "what {c} is there to {v} a {o} {x}",
-            "which {c} is right to {v} a {o} {x}",
-            "is there a good {c} to {v} a {o} {x}",
-        ))
+        template = speaker.choose(
+            (
+                "what {c} is there to {v} a {o} {x}",
+                "which {c} is right to {v} a {o} {x}",
+                "is there a good {c} to {v} a {o} {x}",
+            )
+        )
         return speaker.say(template, c=speaker.choose(lexicon.OTHER_MATTERS[matter]), v=verb, o=thing, x=aside)
 
     return Item({"question1": means(), "question2": means() if label else other()}, label)
@@ -145,7 +151,9 @@ def _mnli(label: int, speaker: Speaker) -> Item | None:
     _, past = speaker.choose(lexicon.VERBS)
     if not speaker.allowed(name, thing, past):
         return None
-    premise = speaker.choose(("at the {p} {n} {v} the {o}", "{n} {v} the {o} at the {p}", "the {o} was {v} by {n} at the {p}"))
+    premise = speaker.choose(
+        ("at the {p} {n} {v} the {o}", "{n} {v} the {o} at the {p}", "the {o} was {v} by {n} at the {p}")
+    )
     hypothesis = speaker.choose(
         (
             ("{n} {v} the {o}", "the {o} was {v} by {n}", "it was {n} who {v} the {o}"),
@@ -176,11 +184,18 @@ def _qnli(label: int, speaker: Speaker) -> Item | None:
         o=thing,
         x=" ".join(adjuncts),
     )
-    question = speaker.choose(("where was the {o} {v}", "in which place was the {o} {v}", "where did {n} have the {o} {v}"))
+    question = speaker.choose(
+        ("where was the {o} {v}", "in which place was the {o} {v}", "where did {n} have the {o} {v}")
+    )
     return Item({"question": speaker.say(question, n=name, v=past, o=thing), "sentence": sentence}, label)
 
 
-_MAKERS: Mapping[str, Callable[[int, Speaker], Item | None]] = {"sst2": _sst2, "qqp": _qqp, "mnli": _mnli, "qnli": _qnli}
+_MAKERS: Mapping[str, Callable[[int, Speaker], Item | None]] = {
+    "sst2": _sst2,
+    "qqp": _qqp,
+    "mnli": _mnli,
+    "qnli": _qnli,
+}
 LABELS: Mapping[str, int] = {"sst2": 2, "qqp": 2, "mnli": 3, "qnli": 2}
 """Task -> how many labels it has, in the paper's order of tasks."""
 TASKS = tuple(LABELS)

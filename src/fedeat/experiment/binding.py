@@ -47,7 +47,7 @@ def lora(config: Config) -> Lora:
 
 
 def local_training(config: Config, unit: float, index: int) -> LocalTraining:
-    """The clients' hyperparameters in a round; the radius grows over the first `radius_warmup` rounds.
+    """The clients' hyperparameters in a round: the radius grows over its warm-up, the learning rate has its schedule.
 
     Args:
         config: the run's.
@@ -56,6 +56,7 @@ def local_training(config: Config, unit: float, index: int) -> LocalTraining:
     """
     section = config.perturbation
     warmup = min(1.0, index / section.radius_warmup) if section.radius_warmup else 1.0
+    left = 1.0 - index / config.federation.rounds if config.client.schedule == "linear" else 1.0
     optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
         "sgd": torch.optim.SGD,
@@ -70,7 +71,7 @@ def local_training(config: Config, unit: float, index: int) -> LocalTraining:
         objective=objectives[section.objective],
         optimizer=functools.partial(
             optimizers[config.client.optimizer],
-            lr=config.client.learning_rate,
+            lr=config.client.learning_rate * left,
             weight_decay=config.client.weight_decay,
         ),
         norm=section.norm,
