@@ -96,7 +96,7 @@ def test_the_same_records_give_the_same_bytes(run_directory: Path) -> None:
 
 
 def test_hostile_text_is_shown_and_not_obeyed(run_directory: Path) -> None:
-    evil = '<script>alert(1)</script>"\'&{{ 7 * 7 }}$x_{'
+    evil = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x_{"
     rows = json.loads((run_directory / "evaluation.json").read_text())["rows"]
     rows[0] |= {"task": evil, "flags": [evil], "histogram": {evil: 3}, "run": "../../../" + evil}
     rows = [row | {"method": evil, "attack": evil} for row in rows]

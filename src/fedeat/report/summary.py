@@ -47,9 +47,7 @@ def _under_attack(table: ResultTable, free: ResultTable | None) -> list[str]:
             continue
         shared = [task for task in table.tasks if (method, task) in table.cells and (method, task) in free.cells]
         fallen = [
-            task
-            for task in shared
-            if table.cells[method, task].accuracy.below(free.cells[method, task].accuracy)
+            task for task in shared if table.cells[method, task].accuracy.below(free.cells[method, task].accuracy)
         ]
         change = f"from {percent(before)} to {percent(value)} %"
         if shared and len(fallen) == len(shared):

@@ -82,9 +82,7 @@ def result_tables(rows: Sequence[Row]) -> list[ResultTable]:
             best_accuracy, best_asr = best_methods({m: cells[m, task] for m in methods if (m, task) in cells})
             accuracy |= {(method, task) for method in best_accuracy}
             asr |= {(method, task) for method in best_asr}
-        tables.append(
-            ResultTable(number, condition, tuple(methods), tasks, cells, frozenset(accuracy), frozenset(asr))
-        )
+        tables.append(ResultTable(number, condition, tuple(methods), tasks, cells, frozenset(accuracy), frozenset(asr)))
     return tables
 
 
