@@ -73,23 +73,23 @@ def client_update(
         Local minus global adapter, with the mean training loss, the number of steps, the mean realised norm of the
         perturbation over `training.unit`, and the share of padding.
     """
-    model.load_adapter(adapter)  # line 1: copy the global model
+    model.load_adapter(adapter)  # copy the global model
     parameters = list(model.adapter_parameters().values())
     optimizer = training.optimizer(parameters)
     losses: list[float] = []
     lengths: list[float] = []
     tokens = positions = 0
-    for epoch in range(training.local_epochs):  # line 2
-        for batch in batches(epoch):  # line 3
+    for epoch in range(training.local_epochs):  # E local epochs
+        for batch in batches(epoch):
             delta = None
-            if training.perturb is not None:  # lines 4-8: embed the prompt and raise the loss inside the ball
+            if training.perturb is not None:  # embed the prompt, raise the loss inside the ball
                 with model.attacking():
                     attacked = functools.partial(_attacked_loss, model, batch)
                     delta = training.perturb(attacked, model.embed(batch), batch.perturbable, generator)
                 lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
             # Cleared before the step, so that what an interrupted step left behind does not leak into this one.
             optimizer.zero_grad(set_to_none=True)
-            with model.training():  # line 9: one step on the loss at the perturbed embeddings
+            with model.training():  # one step on the loss at the perturbed embeddings
                 loss = training.objective(functools.partial(_trained_loss, model, batch), delta)
                 torch.autograd.backward(loss)
             if training.max_grad_norm is not None:
@@ -99,7 +99,7 @@ def client_update(
             tokens += int(batch.attention_mask.sum())
             positions += batch.attention_mask.numel()
     optimizer.zero_grad(set_to_none=True)
-    delta_adapter = difference(model.adapter(), adapter)  # line 10: send the adapter, as an update
+    delta_adapter = difference(model.adapter(), adapter)  # send the adapter, as an update
     metrics = {
         "loss": _mean(losses),
         "steps": float(len(losses)),
@@ -175,8 +175,8 @@ def run_rounds(
     Raises:
         QuorumError: fewer than `quorum` updates of a round were fit for aggregation.
     """
-    for index in range(first_round, rounds):  # line 1
-        cohort = draw_cohort(clients, cohort_size, seed=seed, index=index)  # line 2
+    for index in range(first_round, rounds):  # T rounds
+        cohort = draw_cohort(clients, cohort_size, seed=seed, index=index)  # m of n clients
         finished = server_round(adapter, cohort, index, run_clients=run_clients, aggregate=aggregate, quorum=quorum)
         adapter = finished.adapter
         yield finished
@@ -202,7 +202,7 @@ def server_round(
     Raises:
         QuorumError: fewer than `quorum` updates were fit for aggregation; names each client and its reason.
     """
-    answers = run_clients(adapter, cohort, index)  # lines 3-5, in parallel where the engine can
+    answers = run_clients(adapter, cohort, index)  # train them, in parallel where the engine can
     accepted, rejected = validate(answers, adapter, cohort)
     if len(accepted) < quorum:
         reasons = "".join(f"\n  - client {item.client_id}: {item.reason}" for item in rejected)
@@ -210,10 +210,10 @@ def server_round(
             f"round {index}: {len(accepted)} usable updates, expected at least {quorum} (federation.quorum) of the "
             f"{len(cohort)} clients drawn. Rejected:{reasons or ' none'}"
         )
-    result = aggregate(accepted, adapter)  # line 6: the geometric median
+    result = aggregate(accepted, adapter)  # the geometric median
     return Round(
         index=index,
-        adapter=apply(adapter, result.value),  # line 7
+        adapter=apply(adapter, result.value),
         cohort=tuple(cohort),
         updates=tuple(accepted),
         rejected=tuple(rejected),

@@ -22,7 +22,7 @@ Objective: TypeAlias = Callable[[LossOfDelta, Tensor | None], Tensor]
 
 
 def adversarial(loss: LossOfDelta, delta: Tensor | None) -> Tensor:
-    """Loss at the perturbed input alone (Alg. 1, line 9); the clean loss where there is no perturbation."""
+    """Loss at the perturbed input alone (Alg. 1); the clean loss where there is no perturbation."""
     return loss(delta)
 
 

@@ -1,4 +1,4 @@
-"""Worst-case perturbations of token embeddings inside an L_p ball (Pang et al., 2025, Eq. 3; Alg. 1, lines 5-8).
+"""Worst-case perturbations of token embeddings inside an L_p ball (Pang et al., 2025, Eq. 3; Alg. 1).
 
 A perturbation is found by ascent on the loss: PGD (Madry et al., 2018), its single step FGSM (Goodfellow et al.,
 2015), or drawn at random for comparison. A radius here is absolute, in the units of the embeddings;

@@ -1,4 +1,4 @@
-"""Aggregation: client updates and a rule in, one update and the record of how it came about out (Alg. 2, line 8).
+"""Aggregation: client updates and a rule in, one update and the record of how it came about out (Alg. 2).
 
 `aggregate` is the whole public call. It reads the updates once for their inner products (`geometry`), lets the rule
 turn these into client weights (`rules`, `weiszfeld`), and reads the updates once more to combine them. In product

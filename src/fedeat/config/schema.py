@@ -151,7 +151,7 @@ class PerturbationSection(Section):
 
 
 class AggregationSection(Section):
-    """How the server makes one update of many (Alg. 2, line 6)."""
+    """How the server makes one update of many (Alg. 2)."""
 
     rule: RuleName = Field("geometric_median", description="how updates become one")
     byzantine: int | None = Field(None, ge=0, description="f to withstand; the rule's own default where it is not set")

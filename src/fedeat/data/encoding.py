@@ -1,6 +1,6 @@
 """From examples to token ids and padded batches: prompt templates, tokenisation, truncation, collation.
 
-Answer tokens alone are supervised, and a perturbation may act on the prompt's tokens alone (Alg. 1, lines 5-8).
+Answer tokens alone are supervised, and a perturbation may act on the prompt's tokens alone (Alg. 1).
 Classification sees one text or a pair of texts, perturbable throughout, and a class.
 """
 

@@ -101,7 +101,7 @@ def perturb_function(section: PerturbationSection, *, unit: float) -> perturbati
 
 
 def aggregate_function(config: Config) -> Callable[[Sequence[ClientUpdate], Adapter], aggregation.Aggregate[Any]]:
-    """The aggregation a configuration names, with its options (Alg. 2, line 6)."""
+    """The aggregation a configuration names, with its options (Alg. 2)."""
     section = config.aggregation
 
     def aggregate(updates: Sequence[ClientUpdate], reference: Adapter) -> aggregation.Aggregate[Any]:
