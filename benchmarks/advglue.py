@@ -163,7 +163,9 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
         )
         for method in METHODS:
             calm, hit = by.get((task, method, False)), by.get((task, method, True))
-            if calm and hit:
+            if calm and hit and calm["flags"]:
+                lines.append(f"  - {method}: flagged without an attack; nothing to compare.")
+            elif calm and hit:
                 change = 100 * (hit["accuracy"] - calm["accuracy"])
                 flag = ", flagged" if hit["flags"] else ""
                 lines.append(f"  - {method}: {change:+.1f} points of accuracy under attack{flag}.")
