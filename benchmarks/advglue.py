@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import math
-import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -237,7 +236,7 @@ bootstrap over distinct originals and the counts; all pairs of the AdvGLUE dev s
 
 ## How they were made
 
-    {shlex.join(["python", "benchmarks/advglue.py", "--shared", "../shared", "--out", "runs/advglue", "--results", "docs/results"])}
+    python benchmarks/advglue.py --shared ../shared --out runs/advglue --results docs/results
 
 - Seed {", ".join(map(str, seeds))}, one run a cell: one seed cannot tell a method's effect from a run's chance. It was
   chosen for its partition. How mixed the honest clients' labels are (0: one label each, 1: evenly mixed), and the
