@@ -127,12 +127,15 @@ def _page(
             f"| base | {before:.3f} |",
             f"| base with the adapter | {after:.3f} |",
             "",
-            "Greedy answers. The model is far too small to be right; what it learns is what an answer looks like.",
+            "Greedy answers. The model is far too small to be right, and its answers get no better to read: the loss "
+            "falls by the",
+            "words and the form of instructions alone.",
             "",
             *samples,
             f"    {command} --results docs/results",
             "",
-            f"Seed {settings.seed}; training took {seconds:.0f} s; {versions}; {environment['cpu']}, "
+            f"Seed {settings.seed}; training took {seconds:.0f} s on a machine busy with other jobs; "
+            f"{versions}; {environment['cpu']}, "
             f"{environment['threads']} thread.",
             "",
         ]
