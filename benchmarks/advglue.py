@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import math
-import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -164,7 +163,9 @@ def _verdicts(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
         )
         for method in METHODS:
             calm, hit = by.get((task, method, False)), by.get((task, method, True))
-            if calm and hit:
+            if calm and hit and calm["flags"]:
+                lines.append(f"  - {method}: flagged without an attack; nothing to compare.")
+            elif calm and hit:
                 change = 100 * (hit["accuracy"] - calm["accuracy"])
                 flag = ", flagged" if hit["flags"] else ""
                 lines.append(f"  - {method}: {change:+.1f} points of accuracy under attack{flag}.")
@@ -236,7 +237,7 @@ bootstrap over distinct originals and the counts; all pairs of the AdvGLUE dev s
 
 ## How they were made
 
-    {shlex.join(["python", "benchmarks/advglue.py", "--shared", "../shared", "--out", "runs/advglue"])}
+    python benchmarks/advglue.py --shared ../shared --out runs/advglue --results docs/results
 
 - Seed {", ".join(map(str, seeds))}, one run a cell: one seed cannot tell a method's effect from a run's chance. It was
   chosen for its partition. How mixed the honest clients' labels are (0: one label each, 1: evenly mixed), and the
