@@ -135,10 +135,10 @@ def test_free_text_is_not_skewed_by_label_nor_classified(
 ) -> None:
     data = {"train": [str(sentiment_files["alpaca"])]}
     with pytest.raises(DataError, match="has no labels to skew by"):
-        experiment.prepare(load(make_config(data=data)))
+        experiment.prepare(load(make_config(data=data, partition={"kind": "dirichlet"})))
     with pytest.raises(DataError, match="has no labels to classify"):
         experiment.prepare(load(make_config(data=data, task="sequence-classification")))
-    by_category = load(make_config(data=data, partition={"by": "category"}))
+    by_category = load(make_config(data=data, partition={"kind": "dirichlet", "by": "category"}))
     assert sum(map(len, experiment.prepare(by_category).partition)) == 24
 
 
