@@ -1,6 +1,6 @@
 """Trains the demo's base model and its tokenizer on the demo's world, and says how it stands.
 
-    python scripts/train_demo_model.py src/fedeat/demo/model
+    python scripts/train_demo_model.py src/fedeat/demo/tiny-world-llama
 
 One thread, minutes, seeded: the same machine gives the same model. Prints the accuracy on test texts in a wording that
 the base was trained on, and in the wording of the paper's evaluation, in which it stands near chance.

@@ -12,7 +12,7 @@ from fedeat import config
 from fedeat.demo import world
 from fedeat.evaluation import tasks
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "tiny-world-llama"
 """Directory of the demo's model and tokenizer; `scripts/train_demo_model.py` made it."""
 
 SEED = 0
