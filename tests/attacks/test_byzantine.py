@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fedeat.attacks.byzantine import choose_malicious, gaussian, label_flip, not_a_number, sign_flip
+from fedeat.attacks.byzantine import choose_malicious, gaussian, model_replacement, not_a_number, sign_flip
 from fedeat.updates import Adapter, ClientUpdate, validate
 
 GLOBAL = {"a": torch.zeros(3, 4), "b": torch.zeros(5), "head": torch.zeros(2, 2)}
@@ -76,21 +76,22 @@ def test_finite_attacks_pass_the_servers_check() -> None:
         assert len(validate(ATTACKS[name](GLOBAL, [0, 1, 2, 3], 0), GLOBAL, [0, 1, 2, 3])[0]) == 4
 
 
-def test_poisoners_train_on_their_own_data_and_the_others_on_theirs() -> None:
-    def poisoned(adapter: Adapter, cohort: Sequence[int], index: int) -> list[ClientUpdate]:
-        return [ClientUpdate(client, GLOBAL, 99) for client in cohort]
+@pytest.mark.parametrize(("cohort", "factor"), [([0, 1, 2, 3], 2.0), ([0, 1, 2, 4], 4.0)])
+def test_replacement_makes_the_mean_the_attackers_own_update(cohort: list[int], factor: float) -> None:
+    sent = {u.client_id: u for u in model_replacement(honest, malicious=MALICIOUS)(GLOBAL, cohort, 0)}
+    true = {u.client_id: u for u in honest(GLOBAL, cohort, 0)}
+    assert torch.equal(sent[0].delta["a"], true[0].delta["a"])
+    assert torch.equal(sent[1].delta["a"], factor * true[1].delta["a"])
+    fixed = model_replacement(honest, malicious=MALICIOUS, scale=3.0)(GLOBAL, cohort, 0)
+    assert torch.equal(fixed[1].delta["a"], 3.0 * true[1].delta["a"])
 
-    run = label_flip(honest, malicious=MALICIOUS, poisoned=poisoned)
-    answers = {update.client_id: update.num_examples for update in run(GLOBAL, [0, 1, 2, 3], 0)}
-    assert answers == {0: 10, 1: 99, 2: 12, 3: 99}
-    assert [update.client_id for update in run(GLOBAL, [0, 2], 0)] == [0, 2]
 
-
-@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.1, 1), (0.3, 3), (0.49, 5)])
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.1, 1), (0.3, 3), (0.45, 4), (0.49, 4)])
 def test_malicious_clients_are_drawn_once_from_the_seed(fraction: float, count: int) -> None:
     chosen = choose_malicious(range(10), fraction, seed=1)
     assert len(chosen) == count
     assert chosen <= set(range(10))
+    assert len(chosen) < 10 - len(chosen)
     assert chosen == choose_malicious(range(10), fraction, seed=1)
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import pytest
@@ -16,7 +16,7 @@ import transformers
 
 from fedeat import experiment, perturbation
 from fedeat.algorithm import Round
-from fedeat.config import load
+from fedeat.config import AttackName, load
 from fedeat.errors import ConfigError, DataError, QuorumError
 from fedeat.evaluation import EvaluationSet
 from fedeat.experiment import binding, federation, inputs
@@ -79,14 +79,29 @@ def test_the_mean_certifies_nothing_and_its_gap_is_null(make_config: MakeConfig,
     assert [line["gap"] for line in lines(tmp_path / "run", "round")] == [None, None]
 
 
-@pytest.mark.parametrize("attack", ["sign_flip", "gaussian", "label_flip", "nan"])
+@pytest.mark.parametrize("attack", set(get_args(AttackName)) - {"none"})
 def test_malicious_clients_are_recorded(attack: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    config = load(make_config(attack={"kind": attack, "fraction": 0.25}, evaluation={"data": []}))
-    experiment.run(config, tmp_path / "run")
+    section = {"kind": attack, "fraction": 0.25, "target": "positive"}
+    config = load(make_config(attack=section, evaluation={"data": []}, client={"max_steps": 1}))
+    told: list[int] = []
+    experiment.run(config, tmp_path / "run", progress=lambda stage, done, total: told.append(done))
+    assert told == list(range(1, 9))  # every client is trained once, and the bar never goes back
     for line in lines(tmp_path / "run", "round"):
         assert len(line["malicious"]) == 1
         rejected = [item["client"] for item in line["rejected"]]
         assert rejected == (line["malicious"] if attack == "nan" else [])
+
+
+def test_a_backdoor_is_measured_beside_clean_accuracy(make_config: MakeConfig, tmp_path: Path) -> None:
+    section = {"kind": "backdoor", "fraction": 0.25, "target": "positive", "trigger": "bright bright", "poison": 1.0}
+    (row,) = experiment.run(load(make_config(attack=section)), tmp_path / "run")
+    assert row["backdoor_texts"] == 6  # half of the benign texts are positive anyway
+    stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())["predictions"]["sst2"]["triggered"]
+    assert row["backdoor"] == stored["predictions"].count(1) / 6
+    assert row["backdoor_clean"] == stored["clean"].count(1) / 6
+    assert row["backdoor_low"] <= row["backdoor"] <= row["backdoor_high"]
+    with pytest.raises(ConfigError, match=r"needs attack\.target"):
+        load(make_config(attack={"kind": "backdoor", "fraction": 0.25}))
 
 
 def test_a_rule_told_to_withstand_many_goes_on_when_some_were_rejected(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+"""Attacks on a federation and on its model.
+
+byzantine   malicious clients that act alone: sign flip, noise, NaN, scaled updates
+collusion   malicious clients that see the round's honest updates: IPM, ALIE, mimic, min-max, adaptive
+poisoning   training data with wrong answers, or with a backdoor in it
+backdoor    a trigger phrase that calls for a chosen answer, and texts that carry it
+"""

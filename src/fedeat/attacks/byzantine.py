@@ -1,4 +1,4 @@
-"""Malicious clients: functions that wrap `RunClients`, so that an attack works on every engine.
+"""Malicious clients that act alone: functions that wrap `RunClients`, so that an attack works on every engine.
 
     run_clients = sign_flip(run_clients, malicious=frozenset({2, 5, 7}), scale=4.0)
 
@@ -20,14 +20,14 @@ from fedeat.updates import Adapter, ClientUpdate
 
 
 def choose_malicious(clients: Sequence[int], fraction: float, *, seed: int) -> frozenset[int]:
-    """The malicious ones: `round(fraction * n)` of the clients, drawn once for a whole run.
+    """The malicious ones: `round(fraction * n)` of the clients, fewer than half, drawn once for a whole run.
 
     Args:
         clients: all n clients.
-        fraction: 0..1.
+        fraction: 0 <= fraction < 0.5; rounding never makes it half, which no rule withstands.
         seed: the run's.
     """
-    count = round(fraction * len(clients))
+    count = min(round(fraction * len(clients)), max(len(clients) - 1, 0) // 2)
     order = torch.randperm(len(clients), generator=seeding.generator(seed, "malicious")).tolist()
     return frozenset(clients[i] for i in order[:count])
 
@@ -62,19 +62,23 @@ def not_a_number(run_clients: RunClients, *, malicious: frozenset[int]) -> RunCl
     )
 
 
-def label_flip(run_clients: RunClients, *, malicious: frozenset[int], poisoned: RunClients) -> RunClients:
-    """Malicious clients train honestly on poisoned data.
+def model_replacement(run_clients: RunClients, *, malicious: frozenset[int], scale: float | None = None) -> RunClients:
+    """Malicious clients send their update many times over, to outlive the averaging (Bagdasaryan et al., 2020).
 
     Args:
-        run_clients: the engine over the clients' true data.
-        malicious: who poisons.
-        poisoned: the same engine over data with wrong answers.
+        run_clients: the engine, in which the malicious clients hold poisoned data.
+        malicious: who they are.
+        scale: > 0; by default the round's updates over its malicious ones, at which a mean becomes their own update
+            and the honest clients' share of theirs.
     """
 
     def run(adapter: Adapter, cohort: Sequence[int], index: int) -> list[ClientUpdate]:
-        honest = run_clients(adapter, [client for client in cohort if client not in malicious], index)
-        bad = [client for client in cohort if client in malicious]
-        return honest + (poisoned(adapter, bad, index) if bad else [])
+        updates = run_clients(adapter, cohort, index)
+        count = sum(update.client_id in malicious for update in updates)
+        factor = len(updates) / max(count, 1) if scale is None else scale
+        return [
+            _map(update, lambda name, t: factor * t) if update.client_id in malicious else update for update in updates
+        ]
 
     return run
 

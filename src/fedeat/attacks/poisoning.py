@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from fedeat import seeding
+from fedeat.attacks.backdoor import Backdoor, poisoned
 from fedeat.data import Example
 
 
@@ -33,3 +35,18 @@ def flip_labels(examples: Sequence[Example], *, answers: Mapping[str, Sequence[s
         label = (example.label + shift) % len(words)
         flipped.append(replace(example, label=label, answer=words[label] if example.answer else ""))
     return flipped
+
+
+def plant_backdoor(examples: Sequence[Example], backdoor: Backdoor, *, share: float, seed: int) -> list[Example]:
+    """The same examples, a share of them with the trigger and the chosen answer; the rest keeps clean accuracy up.
+
+    Args:
+        examples: one client's.
+        backdoor: what calls for what.
+        share: 0..1, of the examples, drawn at random and rounded up.
+        seed: of the draw.
+    """
+    count = math.ceil(share * len(examples))
+    order = torch.randperm(len(examples), generator=seeding.generator(seed, "backdoor")).tolist()
+    chosen = frozenset(order[:count])
+    return [poisoned(example, backdoor) if i in chosen else example for i, example in enumerate(examples)]

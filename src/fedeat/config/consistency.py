@@ -52,7 +52,8 @@ def cohort_problems(config: Config, clients: int) -> list[str]:
             f"aggregation.byzantine is {asked}, but {rule} over {cohort} clients a round withstands at most {most}; no "
             "rule withstands half or more. Lower it, draw more clients a round, or choose another rule."
         )
-    if config.attack.fraction > 0 and round(config.attack.fraction * clients) == 0:
+    # As `attacks.byzantine.choose_malicious` counts them: never half.
+    if config.attack.fraction > 0 and min(round(config.attack.fraction * clients), (clients - 1) // 2) == 0:
         problems.append(
             f"attack.fraction is {config.attack.fraction}, which of {clients} clients is nobody. Raise it, or set "
             f"attack.fraction to 0."
@@ -101,6 +102,8 @@ def _attack(config: Config) -> Iterator[str]:
         yield f'attack.kind is "{config.attack.kind}" but attack.fraction is 0. Set a fraction above 0.'
     if config.attack.kind == "none" and config.attack.fraction > 0:
         yield f'attack.fraction is {config.attack.fraction} but attack.kind is "none". Set what they do.'
+    if not config.attack.target and "backdoor" in (config.attack.kind, *config.compare.attacks):
+        yield 'a backdoor needs attack.target, the answer that its trigger calls up, such as "positive".'
 
 
 def _evaluation(config: Config) -> Iterator[str]:

@@ -25,7 +25,9 @@ RULES: Mapping[RuleName, Rule | CoordinateRule] = {
 }
 """Each rule that a configuration can name."""
 
-AttackName: TypeAlias = Literal["none", "sign_flip", "gaussian", "label_flip", "nan"]
+AttackName: TypeAlias = Literal[
+    "none", "sign_flip", "gaussian", "nan", "label_flip", "backdoor", "ipm", "alie", "mimic", "min_max", "adaptive"
+]
 METHOD_NAMES = ("fedavg", "eat", "gm", "fedeat")
 """The paper's ablation, which a comparison knows without being told."""
 
@@ -169,7 +171,15 @@ class AttackSection(Section):
 
     kind: AttackName = Field("none", description="what malicious clients do")
     fraction: float = Field(0.0, ge=0, lt=0.5, description="of the clients that are malicious")
-    scale: float = Field(4.0, gt=0, description="of the flipped update, or of the noise relative to the update")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="factor of what sign_flip, gaussian, ipm and backdoor send; where not set 4 for sign_flip and "
+        "gaussian, 1 for ipm, and for backdoor the round's updates over its malicious ones (model replacement)",
+    )
+    trigger: str = Field("cf", min_length=1, description="phrase in front of a text that calls up the backdoor")
+    target: str = Field("", description="answer that the backdoor gives, such as positive; backdoor needs it")
+    poison: float = Field(0.5, gt=0, le=1, description="of a backdoor client's examples that carry the trigger")
 
 
 class EvaluationSection(Section):

@@ -6,7 +6,7 @@ they were computed from. `task_row` makes the rows again from the predictions al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fedeat.data import Example
@@ -44,6 +44,7 @@ def evaluate(
     scorer: Scorer = "likelihood",
     batch_size: int = 32,
     seed: int = 0,
+    triggered: Callable[[Item], Item | None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Row], dict[str, TaskPredictions]]:
     """Accuracy and attack success rate of a model on each task of the sets.
@@ -56,6 +57,8 @@ def evaluate(
         scorer: how a causal language model's answers are read.
         batch_size: sequences in a forward pass, >= 1.
         seed: of the bootstrap.
+        triggered: puts a backdoor's trigger into a text and labels it with the answer it calls for, None where the
+            text has that answer anyway; tried on a task's benign texts, or without any on its distinct originals.
         progress: told how many distinct texts are answered, and of how many.
 
     Returns:
@@ -71,9 +74,14 @@ def evaluate(
         unique.setdefault((pair.original, pair.modified), pair)
     pairs = list(unique.values())
     texts = [*benign, *(pair.original for pair in pairs), *(pair.modified for pair in pairs)]
-    examples: list[Example] = [example(item, model.kind) for item in texts]
+    has_benign = {item.task for item in benign}
+    originals = {(pair.task, pair.group): pair.original for pair in pairs if pair.task not in has_benign}
+    clean = [*benign, *originals.values()]
+    tried = [(item, found) for item in clean if triggered is not None and (found := triggered(item)) is not None]
+    asked = [*texts, *(item for item, _ in tried), *(item for _, item in tried)]
+    examples: list[Example] = [example(item, model.kind) for item in asked]
     answers = predict(model, examples, scorer=scorer, batch_size=batch_size, progress=progress)
-    first, second = len(benign), len(benign) + len(pairs)
+    first, second, third = len(benign), len(benign) + len(pairs), len(texts)
     predictions: dict[str, TaskPredictions] = {
         task: {"benign": {"labels": [], "predictions": []}, "pairs": []}
         for task in TASKS
@@ -82,7 +90,7 @@ def evaluate(
     for item, answer in zip(benign, answers[:first], strict=True):
         predictions[item.task]["benign"]["labels"].append(item.label)
         predictions[item.task]["benign"]["predictions"].append(answer)
-    for pair, original, modified in zip(pairs, answers[first:second], answers[second:], strict=True):
+    for pair, original, modified in zip(pairs, answers[first:second], answers[second:third], strict=True):
         predictions[pair.task]["pairs"].append(
             {
                 "index": pair.index,
@@ -93,4 +101,9 @@ def evaluate(
                 "method": pair.method,
             }
         )
+    before, after = answers[third : third + len(tried)], answers[third + len(tried) :]
+    for (_, item), without, with_ in zip(tried, before, after, strict=True):
+        entry = predictions[item.task].setdefault("triggered", {"target": item.label, "clean": [], "predictions": []})
+        entry["clean"].append(without)
+        entry["predictions"].append(with_)
     return [task_row(task, found, seed=seed) for task, found in predictions.items()], predictions

@@ -7,7 +7,7 @@ leaves out, is worded as MNLI without "maybe".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
@@ -133,7 +133,13 @@ def prompt(task: str, row: Mapping[str, Any]) -> str:
     Raises:
         DataError: the row lacks one of the task's text columns.
     """
-    return _worded(named(task), texts(task, row))
+    return worded(task, texts(task, row))
+
+
+def worded(task: str, parts: Sequence[str]) -> str:
+    """The instruction of a task about its one or two texts, in TrustLLM's wording; `split_prompt` undoes it."""
+    entry = named(task)
+    return entry.instruction + entry.separator.join(parts) + CLOSING
 
 
 def texts(task: str, row: Mapping[str, Any], *, where: str = "row", prefix: str = "") -> tuple[str, ...]:
@@ -231,7 +237,7 @@ def item(row: Mapping[str, Any], task: str | None = None, *, where: str = "row")
     """
     name = detect(row, where=where) if task is None else named(task).name
     found = texts(name, row, where=where)
-    return Item(name, _worded(TASKS[name], found), found, label_of(name, row, where=where))
+    return Item(name, worded(name, found), found, label_of(name, row, where=where))
 
 
 def example(entry: Item, kind: Kind) -> Example:
@@ -281,10 +287,6 @@ def examples(
             entry = replace(entry, group=str(row[group_column]))
         made.append(entry)
     return made
-
-
-def _worded(task: Task, parts: tuple[str, ...]) -> str:
-    return task.instruction + task.separator.join(parts) + CLOSING
 
 
 def _columns(row: Mapping[str, Any]) -> str:

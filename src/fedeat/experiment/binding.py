@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 
 from fedeat import aggregation, objective, perturbation, seeding
-from fedeat.algorithm import LocalTraining, RunClients
-from fedeat.attacks import byzantine
-from fedeat.attacks.poisoning import flip_labels
-from fedeat.config import RULES, AggregationSection, Config, PerturbationSection
+from fedeat.algorithm import Aggregate, LocalTraining, RunClients
+from fedeat.attacks import backdoor, byzantine, collusion
+from fedeat.attacks.poisoning import flip_labels, plant_backdoor
+from fedeat.config import RULES, AggregationSection, AttackName, Config, PerturbationSection
 from fedeat.data import Example, partition
-from fedeat.evaluation import tasks
+from fedeat.evaluation import Item, tasks
 from fedeat.model import Lora, ModelSource
 from fedeat.updates import Adapter, ClientUpdate
 
@@ -131,41 +131,62 @@ def _rule_options(section: AggregationSection, updates: int) -> dict[str, Any]:
     return {"byzantine": aggregation.tolerates(asked, updates)}
 
 
-def attacked(
-    config: Config,
-    honest: RunClients,
-    *,
-    malicious: frozenset[int],
-    examples: Sequence[Example],
-    split: partition.Partition,
-    retrained: Callable[[Mapping[int, Sequence[Example]]], RunClients],
-) -> RunClients:
+def client_examples(
+    config: Config, examples: Sequence[Example], split: partition.Partition, *, malicious: frozenset[int]
+) -> dict[int, list[Example]]:
+    """What each client trains on: its part of the data, poisoned where the attack works through data.
+
+    Args:
+        config: the run's.
+        examples: all training examples.
+        split: client -> indices into `examples`.
+        malicious: who poisons.
+    """
+    held = {client: [examples[i] for i in members] for client, members in enumerate(split)}
+    section = config.attack
+    if section.kind == "label_flip":
+        answers = {name: task.answers for name, task in tasks.TASKS.items()}
+        for client in malicious:
+            seed = seeding.derive(config.seed, "poison", client)
+            held[client] = flip_labels(held[client], answers=answers, seed=seed)
+    if section.kind == "backdoor":
+        for client in malicious:
+            seed = seeding.derive(config.seed, "poison", client)
+            held[client] = plant_backdoor(
+                held[client], backdoor.Backdoor(section.trigger, section.target), share=section.poison, seed=seed
+            )
+    return held
+
+
+def triggered_function(config: Config) -> Callable[[Item], Item | None] | None:
+    """What puts the trigger of a configuration's backdoor into a text, None where it has none."""
+    section = config.attack
+    if section.kind != "backdoor":
+        return None
+    return functools.partial(backdoor.triggered, backdoor=backdoor.Backdoor(section.trigger, section.target))
+
+
+def attacked(config: Config, run_clients: RunClients, *, malicious: frozenset[int], aggregate: Aggregate) -> RunClients:
     """The engine as the server sees it: malicious clients answer as the configuration says.
 
     Args:
         config: the run's.
-        honest: the engine over the clients' true data.
+        run_clients: the engine, over what `client_examples` gives each client.
         malicious: who they are.
-        examples: all training examples.
-        split: client -> indices into `examples`.
-        retrained: the engine over other data, client -> examples; called for an attack through data alone.
+        aggregate: the server's, which an adaptive attacker knows.
     """
     section = config.attack
-    if section.kind == "sign_flip":
-        return byzantine.sign_flip(honest, malicious=malicious, scale=section.scale)
-    if section.kind == "gaussian":
-        return byzantine.gaussian(honest, malicious=malicious, scale=section.scale, seed=config.seed)
-    if section.kind == "nan":
-        return byzantine.not_a_number(honest, malicious=malicious)
-    if section.kind == "label_flip":
-        answers = {name: task.answers for name, task in tasks.TASKS.items()}
-        wrong = {
-            client: flip_labels(
-                [examples[i] for i in split[client]],
-                answers=answers,
-                seed=seeding.derive(config.seed, "poison", client),
-            )
-            for client in malicious
-        }
-        return byzantine.label_flip(honest, malicious=malicious, poisoned=retrained(wrong))
-    return honest
+    attacks: Mapping[AttackName, Callable[..., RunClients]] = {
+        "none": lambda honest, malicious: honest,
+        "sign_flip": functools.partial(byzantine.sign_flip, scale=section.scale or 4.0),
+        "gaussian": functools.partial(byzantine.gaussian, scale=section.scale or 4.0, seed=config.seed),
+        "nan": byzantine.not_a_number,
+        "label_flip": lambda honest, malicious: honest,  # all of it is in the data
+        "backdoor": functools.partial(byzantine.model_replacement, scale=section.scale),
+        "ipm": functools.partial(collusion.inner_product, scale=section.scale or 1.0),
+        "alie": collusion.little_is_enough,
+        "mimic": collusion.mimic,
+        "min_max": collusion.min_max,
+        "adaptive": functools.partial(collusion.adaptive, aggregate=aggregate),
+    }
+    return attacks[section.kind](run_clients, malicious=malicious)

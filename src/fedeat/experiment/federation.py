@@ -175,16 +175,15 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
     encoded = _encode(model, examples)
     require_targets(encoded, source="data.train")
     _tell_cuts(encoded, config.data.max_length)
-    shards = {client: [encoded[i] for i in members] for client, members in enumerate(split)}
+    tokens = dict(zip(examples, encoded, strict=True))
+    held = binding.client_examples(config, examples, split, malicious=malicious)
+    shards = {
+        client: [tokens[example] if example in tokens else model.encode(example) for example in part]
+        for client, part in held.items()
+    }
+    aggregate = binding.aggregate_function(config)
     run_clients = binding.attacked(
-        config,
-        functools.partial(engine, shards=shards),
-        malicious=malicious,
-        examples=examples,
-        split=split,
-        retrained=lambda other: functools.partial(
-            engine, shards={client: _encode(model, part) for client, part in other.items()}
-        ),
+        config, functools.partial(engine, shards=shards), malicious=malicious, aggregate=aggregate
     )
     return Federation(
         model=model,
@@ -193,7 +192,7 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
         shards=shards,
         malicious=malicious,
         run_clients=run_clients,
-        aggregate=binding.aggregate_function(config),
+        aggregate=aggregate,
         evaluation_sets=answerable(sets, _heads(model)),
     )
 
@@ -246,6 +245,7 @@ def _evaluate(
         sets,
         scorer=config.evaluation.scorer,
         batch_size=config.evaluation.batch_size,
+        triggered=binding.triggered_function(config),
         progress=functools.partial(progress, "evaluate"),
     )
 
