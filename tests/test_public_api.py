@@ -29,6 +29,7 @@ LAYERS = (
     {"engine", "evaluation"},
     {"attacks"},
     {"experiment", "report", "demo"},
+    {"flower"},
     {"terminal"},
     {"cli"},
 )
@@ -79,6 +80,11 @@ ALGORITHM_FILES = [path for path in FILES if room(path) in set().union(*ALGORITH
 def test_the_algorithm_knows_torch_alone(path: Path) -> None:
     foreign = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names) - {"fedeat", "torch"}
     assert not foreign
+
+
+def test_flower_is_imported_by_its_own_room_alone() -> None:
+    foreign = {path for path in FILES if any(name.split(".")[0] == "flwr" for name in imported(path))}
+    assert {room(path) for path in foreign} == {"flower"}
 
 
 def test_every_public_name_exists_and_the_list_is_sorted() -> None:

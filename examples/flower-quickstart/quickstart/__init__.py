@@ -1,0 +1,1 @@
+"""Flower's quickstart with one line changed."""
