@@ -116,7 +116,7 @@ def compare(
         report.write_report(directory)  # of the cells that finished
         raise
     page = report.write_report(directory)
-    _show(rows)
+    _show(rows, directory)
     terminal.show_places({"results": directory / "results.json", "report": page, "adapters": directory / "runs"})
 
 
@@ -286,7 +286,7 @@ def demo(
     with terminal.grid_bars() as tell:
         rows = comparison.compare(settings, output, progress=tell)
     page = report.write_report(output)
-    _show(rows)
+    _show(rows, output)
     terminal.show_places({"results": output / "results.json", "report": page, "adapters": output / "runs"})
 
 
@@ -328,11 +328,11 @@ def _stopped() -> None:
     sys.exit(_STOPPED)
 
 
-def _show(rows: Sequence[Row]) -> None:
+def _show(rows: Sequence[Row], comparison: Path | None = None) -> None:
     from fedeat import report
 
     if rows:
-        report.print_tables(rows, terminal.out)
+        report.print_tables(rows, terminal.out, None if comparison is None else report.differences_in(comparison))
     else:
         terminal.out.print("Nothing was evaluated: evaluation.data is empty.")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,25 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Jobs that a fresh process can import by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
     return importlib.import_module("killable")
+
+
+def test_ctrl_c_while_a_process_starts_is_not_lost(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SpawnProcess.start
+
+    def interrupted(process: SpawnProcess) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs({"works": jobs.job_that_works}, processes=1, threads=1, tell=lambda *what: None))
+    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join()
 
 
 def test_a_process_that_dies_takes_no_other_job_along(jobs: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -53,6 +53,22 @@ def make_row(method: str, attack: str, task: str, seed: int, **changes: Any) -> 
     return row | changes
 
 
+def make_predictions(row: dict[str, Any]) -> dict[str, Any]:
+    """Answers of about a row's accuracy and ASR, to 300 texts and to pairs of which three share an original."""
+    draw = random.Random(f"answers{row['method']}{row['attack']}{row['task']}{row['seed']}")
+    right, broken = row["accuracy"], row["asr"] or 0.0
+    labels = [index % 2 for index in range(300)]
+    pairs = []
+    for index in range(row["pairs"]):
+        label, is_right, falls = index // 3 % 2, draw.random() < right, draw.random() < broken
+        original = label if is_right else 1 - label
+        modified = 1 - original if falls else original
+        pairs.append({"index": index, "group": f"g{index // 3}", "label": label, "method": "word"})
+        pairs[-1] |= {"original": original, "modified": modified}
+    answers = [label if draw.random() < right else 1 - label for label in labels]
+    return {"benign": {"labels": labels, "predictions": answers}, "pairs": pairs}
+
+
 def cell_name(method: str, attack: str, seed: int) -> str:
     """Name of a run directory."""
     return f"{method}-{attack}-{0.0 if attack == 'none' else 0.3}-seed{seed}"
@@ -119,7 +135,8 @@ def write_run(directory: Path, method: str, attack: str, seed: int = 0, *, round
         rows[0] |= {"asr": 0.0, "asr_low": 0.0, "asr_high": 0.05}
         rows[0]["histogram"] = {"negative": 3, "positive": 145, "unparsable": 0}
         rows[1] |= {"asr": None, "asr_low": None, "asr_high": None, "broken": 0, "benign_correct": 0}
-    write_json(directory / "evaluation.json", {"rows": rows, "predictions": {}})
+    predictions = {row["task"]: make_predictions(row) for row in rows}
+    write_json(directory / "evaluation.json", {"rows": rows, "predictions": predictions})
 
 
 def write_lines(path: Path, lines: Sequence[object]) -> None:

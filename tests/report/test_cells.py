@@ -50,33 +50,38 @@ def test_intervals_stay_within_zero_and_one() -> None:
     assert found.high <= 1.0
 
 
-def test_nothing_is_bold_where_all_intervals_overlap() -> None:
-    assert best_methods({"fedavg": cell(0.80, 0.50), "fedeat": cell(0.83, 0.47)}) == (frozenset(), frozenset())
+def test_nothing_is_bold_where_no_difference_is_shown() -> None:
+    cells = {"fedavg": cell(0.80, 0.90), "fedeat": cell(0.83, 0.10)}
+    assert best_methods(cells, accuracy=[], asr=[]) == (frozenset(), frozenset())
 
 
-def test_a_clearly_better_method_is_bold() -> None:
-    accuracy, asr = best_methods({"fedavg": cell(0.80, 0.50), "gm": cell(0.80, 0.46), "fedeat": cell(0.80, 0.40)})
-    assert accuracy == frozenset()
-    assert asr == {"fedeat"}
+def test_what_is_shown_to_be_better_than_one_and_worse_than_none_is_bold() -> None:
+    cells = {name: cell(0.8, 0.5) for name in ("fedavg", "eat", "gm", "fedeat")}
+    shown = [("fedeat", "fedavg"), ("gm", "fedavg"), ("eat", "gm")]
+    assert best_methods(cells, accuracy=[], asr=shown) == (frozenset(), {"fedeat", "eat"})
 
 
 def test_a_flagged_method_is_never_bold_and_beats_no_one() -> None:
     cells = {"fedavg": cell(0.80, 0.50), "eat": cell(0.80, 0.0, flags=("constant prediction: 98 % yes",))}
-    assert best_methods(cells) == (frozenset(), frozenset())
+    shown = [("eat", "fedavg")]
+    assert best_methods(cells, accuracy=shown, asr=shown) == (frozenset(), frozenset())
 
 
 def test_a_flagged_method_is_beaten_in_accuracy() -> None:
     cells = {"fedavg": cell(0.50, 0.0, flags=("constant prediction: 98 % yes",)), "gm": cell(0.80, 0.50)}
-    assert best_methods(cells) == ({"gm"}, frozenset())
+    assert best_methods(cells, accuracy=[("gm", "fedavg")], asr=[]) == ({"gm"}, frozenset())
 
 
 def test_a_low_asr_bought_with_accuracy_is_not_bold() -> None:
     cells = {"fedavg": cell(0.50, 0.10), "gm": cell(0.80, 0.50), "fedeat": cell(0.81, 0.30)}
-    assert best_methods(cells) == ({"gm", "fedeat"}, {"fedeat"})
+    accuracy = [("gm", "fedavg"), ("fedeat", "fedavg")]
+    asr = [("fedavg", "gm"), ("fedavg", "fedeat"), ("fedeat", "gm")]
+    assert best_methods(cells, accuracy=accuracy, asr=asr) == ({"gm", "fedeat"}, {"fedeat"})
 
 
 def test_the_base_model_does_not_compete() -> None:
-    assert best_methods({"base": cell(0.5, 0.1), "fedavg": cell(0.8, 0.5)}) == (frozenset(), frozenset())
+    cells = {"base": cell(0.5, 0.1), "fedavg": cell(0.8, 0.5)}
+    assert best_methods(cells, accuracy=[], asr=[("base", "fedavg")]) == (frozenset(), frozenset())
 
 
 def test_base_comes_first_then_the_papers_order() -> None:

@@ -9,7 +9,7 @@ gives one answer whatever it reads has ASR 0; it is flagged, and a flagged row i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -101,7 +101,7 @@ def task_row(task: str, predictions: TaskPredictions, *, seed: int) -> Row:
         seed: of the bootstrap's resampling; the same predictions and seed give the same row.
     """
     pairs = predictions["pairs"]
-    labels, answers = _accuracy_basis(predictions)
+    _, labels, answers = accuracy_basis(predictions)
     right = sum(label == answer for label, answer in zip(labels, answers, strict=True))
     accuracy = wilson(right, len(labels))
     success = asr(pairs)
@@ -135,6 +135,20 @@ def task_row(task: str, predictions: TaskPredictions, *, seed: int) -> Row:
         "flags": _flags(task, predictions, success),
         **({} if tried is None or not tried["predictions"] else _backdoor(tried)),
     }
+
+
+def accuracy_basis(predictions: TaskPredictions) -> tuple[tuple[Hashable, ...], list[int], list[int | None]]:
+    """The texts an accuracy is read from, their labels and answers: the benign ones, else the distinct originals.
+
+    Records hold no benign text, so that a benign text is named by its place and label.
+    """
+    benign = predictions["benign"]
+    if benign["labels"]:
+        return tuple(enumerate(benign["labels"])), benign["labels"], benign["predictions"]
+    first: dict[Hashable, JudgedPair] = {}
+    for pair in predictions["pairs"]:
+        first.setdefault(pair["group"], pair)
+    return tuple(first), [pair["label"] for pair in first.values()], [pair["original"] for pair in first.values()]
 
 
 def is_win(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
@@ -202,16 +216,6 @@ def _answers(pairs: Sequence[JudgedPair]) -> list[int | None]:
     return [answer for pair in pairs for answer in (pair["original"], pair["modified"])]
 
 
-def _accuracy_basis(predictions: TaskPredictions) -> tuple[list[int], list[int | None]]:
-    benign = predictions["benign"]
-    if benign["labels"]:
-        return benign["labels"], benign["predictions"]
-    first: dict[str, JudgedPair] = {}
-    for pair in predictions["pairs"]:
-        first.setdefault(pair["group"], pair)
-    return [pair["label"] for pair in first.values()], [pair["original"] for pair in first.values()]
-
-
 def _flags(task: str, predictions: TaskPredictions, success: AttackSuccess) -> list[str]:
     benign, pairs = predictions["benign"], predictions["pairs"]
     on_pairs = _answers(pairs)
@@ -229,7 +233,7 @@ def _flags(task: str, predictions: TaskPredictions, success: AttackSuccess) -> l
         flags.append(f"unparsable answers: {_percent(unparsable, len(given))}")
     if pairs and success.benign_correct < FEW:
         flags.append(f"few originals right: {success.benign_correct} of {len(pairs)} pairs")
-    labels, answers = _accuracy_basis(predictions)
+    _, labels, answers = accuracy_basis(predictions)
     right = sum(label == answer for label, answer in zip(labels, answers, strict=True))
     ((_, majority),) = Counter(labels).most_common(1) or [(0, 0)]
     if labels and right <= majority < len(labels):

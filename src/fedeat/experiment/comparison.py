@@ -5,6 +5,7 @@ A cell that is finished is not run again, so a comparison that was killed goes o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tomllib
@@ -127,12 +128,13 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
             else:
                 waiting[cell.name] = functools.partial(_run_cell, cell, place)
         failures: dict[str, str] = {}
-        for name, outcome in run_jobs(waiting, processes=processes, threads=threads, tell=tell):
-            if outcome.value is not None:
-                finished[name] = outcome.value
-            else:
-                failures[name] = outcome.failure
-            tell(name, "failed" if name in failures else "finished", 1, 1)
+        with contextlib.closing(run_jobs(waiting, processes=processes, threads=threads, tell=tell)) as outcomes:
+            for name, outcome in outcomes:
+                if outcome.value is not None:
+                    finished[name] = outcome.value
+                else:
+                    failures[name] = outcome.failure
+                tell(name, "failed" if name in failures else "finished", 1, 1)
         rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
         records.write_json(directory / "results.json", rows)
     if failures:

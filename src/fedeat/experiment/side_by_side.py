@@ -10,7 +10,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -49,11 +49,11 @@ def run_jobs(
     processes: int,
     threads: int,
     tell: Callable[[str, str, int, int], None],
-) -> Iterator[tuple[str, Outcome[Value]]]:
+) -> Generator[tuple[str, Outcome[Value]], None, None]:
     """Runs jobs in fresh processes and yields each outcome as it comes.
 
-    What a job writes to the log of this package is logged here, each line once. Whoever stops iterating, by an error
-    or Ctrl-C, ends the processes.
+    What a job writes to the log of this package is logged here, each line once. Closing the generator ends the
+    processes; a caller that may be interrupted closes it (`contextlib.closing`).
 
     Args:
         jobs: by name.
@@ -100,7 +100,7 @@ class _Process:
     def __init__(self, context: SpawnContext, threads: int) -> None:
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, threads), daemon=True)
-        with _interrupts_ignored():  # Ctrl-C reaches the whole group; the child leaves it to this process
+        with _interrupts_held():  # Ctrl-C reaches the whole group; the child leaves it to this process
             self.process.start()
         theirs.close()
         self.job = ""
@@ -127,6 +127,7 @@ class _Process:
 def _serve(connection: Connection, threads: int) -> None:
     """A process's life: take a job, do it, send how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _mask_interrupts(blocked=False)  # what came while it started is dropped
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     logging.getLogger("fedeat").addHandler(_SendLog(connection))
@@ -175,12 +176,27 @@ class _SendLog(logging.Handler):
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _interrupts_held() -> Iterator[None]:
+    """Keeps Ctrl-C from a child that starts, which is born with it blocked, and from this process until it has started.
+
+    Nothing is lost: one that came meanwhile is raised at the end.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    # A handler as well as a mask: another thread, such as a progress bar's, may take the signal for this process.
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    _mask_interrupts(blocked=True)
     try:
         yield
     finally:
+        _mask_interrupts(blocked=False)
         signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _mask_interrupts(*, blocked: bool) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK if blocked else signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -7,7 +7,7 @@ a terminal.
 from __future__ import annotations
 
 from fedeat.report.figures import calibration_figure
-from fedeat.report.page import write_report, write_report_for
+from fedeat.report.page import differences_in, write_report, write_report_for
 from fedeat.report.tables import print_tables
 
-__all__ = ["calibration_figure", "print_tables", "write_report", "write_report_for"]
+__all__ = ["calibration_figure", "differences_in", "print_tables", "write_report", "write_report_for"]

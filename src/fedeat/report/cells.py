@@ -8,7 +8,7 @@ seeds' own intervals (which texts were drawn) and the t interval of the seeds' v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
@@ -164,24 +164,24 @@ def group(rows: Sequence[Row], condition: Condition) -> dict[tuple[str, str], Ce
     return {key: _cell(members) for key, members in gathered.items()}
 
 
-def best_methods(cells: Mapping[str, Cell]) -> tuple[frozenset[str], frozenset[str]]:
+def best_methods(
+    cells: Mapping[str, Cell], *, accuracy: Sequence[tuple[str, str]], asr: Sequence[tuple[str, str]]
+) -> tuple[frozenset[str], frozenset[str]]:
     """Methods of one task whose accuracy, and whose ASR, may be printed bold.
 
-    Bold is a method that is clearly better than at least one other (the intervals lie apart) and not clearly worse
-    than any; where no two methods lie apart nothing is bold. The base model does not compete. A flagged method is
-    never bold, and neither is an ASR whose accuracy is clearly below the best: giving one answer always, or answering
-    at random, is not robustness.
+    Bold is a method shown to be better than at least one other and not shown to be worse than any; where no two are
+    shown to differ nothing is bold. The base model does not compete. A flagged method is never bold, and neither is
+    an ASR whose accuracy is shown to be worse than an unflagged method's: giving one answer always, or answering at
+    random, is not robustness.
+
+    Args:
+        cells: the task's, by method.
+        accuracy: (better, worse) of each difference in accuracy that is shown.
+        asr: the same of ASR.
     """
-    trained = {method: cell for method, cell in cells.items() if method != "base"}
-    sound = {method: cell for method, cell in trained.items() if not cell.flags}
-    accuracy = _leaders(
-        {method: cell.accuracy for method, cell in sound.items()},
-        {method: cell.accuracy for method, cell in trained.items()},
-        sign=1,
-    )
-    top = max((cell.accuracy for cell in sound.values()), key=lambda item: item.mean or 0.0, default=Estimate())
-    able = {method: cell.asr for method, cell in sound.items() if not cell.accuracy.below(top)}
-    return accuracy, _leaders(able, able, sign=-1)
+    sound = {method for method, cell in cells.items() if not cell.flags and method != "base"}
+    able = sound - {worse for better, worse in accuracy if better in sound}
+    return _leaders(sound, accuracy), _leaders(able, [pair for pair in asr if pair[0] in able and pair[1] in able])
 
 
 def estimate(values: Sequence[tuple[float | None, float | None, float | None]]) -> Estimate:
@@ -204,16 +204,10 @@ def estimate(values: Sequence[tuple[float | None, float | None, float | None]]) 
     return Estimate(mean, low, high, deviation, seeds)
 
 
-def _leaders(candidates: Mapping[str, Estimate], field: Mapping[str, Estimate], *, sign: int) -> frozenset[str]:
-    def worse(one: Estimate, other: Estimate) -> bool:
-        return one.below(other) if sign > 0 else other.below(one)
-
-    return frozenset(
-        method
-        for method, value in candidates.items()
-        if any(worse(other, value) for other in field.values())
-        and not any(worse(value, other) for other in candidates.values())
-    )
+def _leaders(candidates: Collection[str], shown: Sequence[tuple[str, str]]) -> frozenset[str]:
+    better = {winner for winner, _ in shown}
+    worse = {loser for winner, loser in shown if winner in candidates}
+    return frozenset(method for method in candidates if method in better and method not in worse)
 
 
 def _cell(rows: Sequence[Row]) -> Cell:

@@ -30,6 +30,7 @@ def table_view(result: ResultTable, canvas: Canvas) -> dict[str, Any]:
         "lines": [(display_name(method), [view(method, task) for task in result.tasks]) for method in result.methods],
         "footnotes": result.footnotes,
         "bold": bool(result.bold_accuracy or result.bold_asr),
+        "verdicts": [_verdict(result, task) for task in result.tasks] if result.tested.differences else [],
         "seeds": max((cell.accuracy.seeds for cell in result.cells.values()), default=0),
         "csv": canvas.csv(table_csv(result), f"table-{result.number}-{result.condition.short}"),
     }
@@ -49,6 +50,61 @@ def _cell_view(cell: Cell, result: ResultTable, key: tuple[str, str]) -> dict[st
         "counts": f"{cell.broken}/{cell.benign_correct}",
         "asr_bold": key in result.bold_asr,
     }
+
+
+def _verdict(result: ResultTable, task: str) -> list[tuple[str, str]]:
+    """Under a task's accuracy and its ASR: whether a difference is shown, and how small a one could have been."""
+    found = []
+    for measure in ("accuracy", "asr"):
+        items = result.tested.of(task, measure)
+        count = sum(item.significant for item in items)
+        words = "" if not items else f"{count} of {len(items)} shown" if count else "none shown"
+        smallest = f"from {percent(statistics.median(item.detectable for item in items))}" if items else ""
+        found.append((words, smallest))
+    return found
+
+
+def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[str, Any]:
+    """Every comparison of two methods with its tests; those shown first."""
+    columns = (
+        "attack", "byzantine_fraction", "task", "measure", "first", "second", "difference", "low", "high",
+        "first_votes", "second_votes", "mcnemar_p", "bootstrap_p", "holm_p", "shown", "detectable", "seeds",
+        "originals",
+    )  # fmt: skip
+    items = sorted(
+        ((table, item) for table in tables for item in table.tested.differences),
+        key=lambda pair: not pair[1].significant,
+    )
+    lines = [
+        (
+            table.condition.attack, table.condition.fraction, item.task, item.measure, item.first, item.second,
+            item.value, item.low, item.high, item.first_votes, item.second_votes, item.mcnemar, item.bootstrap,
+            item.adjusted, "yes" if item.significant else "no", item.detectable, item.seeds, item.originals,
+        )
+        for table, item in items
+    ]  # fmt: skip
+    shown = [
+        {
+            "condition": table.condition.title, "task": item.task,
+            "measure": "ASR" if item.measure == "asr" else "accuracy",
+            "methods": f"{display_name(item.first)} less {display_name(item.second)}",
+            "value": f"{100 * item.value:+.1f}", "interval": f"[{100 * item.low:+.1f}, {100 * item.high:+.1f}]",
+            "votes": f"{item.first_votes} : {item.second_votes}", "mcnemar": _p(item.mcnemar),
+            "bootstrap": _p(item.bootstrap), "adjusted": _p(item.adjusted), "significant": item.significant,
+            "detectable": percent(item.detectable),
+        }
+        for table, item in items[:_SHOWN_LINES]
+    ]  # fmt: skip
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "differences") if lines else "",
+        "lines": shown,
+        "hidden": max(len(lines) - _SHOWN_LINES, 0),
+        "several": len(tables) > 1,
+    }
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def rejected_updates(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Any
 import jinja2
 
 from fedeat.report.canvas import Canvas, write_file
-from fedeat.report.cells import METHOD_NAMES, conditions, display_name, method_order
+from fedeat.report.cells import METHOD_NAMES, Condition, conditions, display_name, method_order
+from fedeat.report.claims import method_note, shows, shows_not
+from fedeat.report.differences import Comparisons, compare_runs
 from fedeat.report.listings import (
     clip,
+    difference_listing,
     plain,
     rejected_updates,
     result_listing,
@@ -62,6 +65,16 @@ def write_report_for(directories: Sequence[Path], out: Path) -> Path:
     return _write_page(merge([read_directory(directory) for directory in directories]), page)
 
 
+def differences_in(directory: Path) -> dict[Condition, Comparisons]:
+    """What the records of a comparison or run directory show of differences between methods, by condition.
+
+    Raises:
+        RecordError: as `write_report`.
+    """
+    records = read_directory(directory)
+    return compare_runs(records.rows, records.runs)
+
+
 def _write_page(records: Records, page: Path) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
@@ -75,8 +88,8 @@ def _write_page(records: Records, page: Path) -> Path:
 
 
 def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
-    tables = result_tables(records.rows)
     runs = sorted(records.runs, key=_run_order)
+    tables = result_tables(records.rows, compare_runs(records.rows, runs))
     figures = [
         *result_figures(tables, canvas),
         *round_figures(runs, canvas),
@@ -87,7 +100,11 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "title": _title(records),
         "facts": _facts(records),
         "notes": records.notes,
-        "summary": [sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in summarise(records.rows)],
+        "summary": _set(summarise(tables)),
+        "shows": _set(shows(tables)),
+        "shows_not": _set(shows_not(tables, records.rows)) if tables else [],
+        "method_note": " ".join(_set([method_note(tables)])),
+        "differences": difference_listing(tables, canvas),
         "tables": [table_view(result, canvas) for result in tables],
         "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
         "details": result_listing(records.rows, canvas),
@@ -99,6 +116,10 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "environment": [(str(key), plain(value)) for key, value in records.environment.items()],
         "flag": FLAG,
     }
+
+
+def _set(sentences: Sequence[str]) -> list[str]:
+    return [sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in sentences]
 
 
 def _title(records: Records) -> str:

@@ -33,6 +33,7 @@ class Run:
         rounds, clients, evaluations: the lines of `metrics.jsonl` of each kind, in file order.
         timings: the lines of `timings.jsonl`.
         rows: results of the evaluation, one a task.
+        predictions: the answers these were computed from, by task.
         notes: what was missing or unreadable, in words.
     """
 
@@ -46,6 +47,7 @@ class Run:
     evaluations: tuple[Record, ...] = ()
     timings: tuple[Record, ...] = ()
     rows: tuple[Row, ...] = ()
+    predictions: Record = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -140,6 +142,7 @@ def read_run(directory: Path, *, name: str | None = None) -> Run:
         evaluations=_by_round(line for line in lines if line.get("kind") == "evaluation"),
         timings=tuple(_read_lines(directory / "timings.jsonl", notes)),
         rows=tuple(rows),
+        predictions=table(evaluation if isinstance(evaluation, Mapping) else {}, "predictions"),
     )
     planned = number(table(config, "federation").get("rounds"))
     if planned is not None and len(run.rounds) < planned:
@@ -150,8 +153,10 @@ def read_run(directory: Path, *, name: str | None = None) -> Run:
 def _read_evaluation_alone(directory: Path, name: str) -> Run:
     """A directory in which a model was evaluated and nothing was trained."""
     notes = ["an evaluation alone: there are no records of training"]
-    rows, problems = read_rows(_stored_rows(_read_json(directory / "evaluation.json", notes)), method=name)
-    return Run(name=name, rows=tuple(rows), notes=tuple(notes + problems))
+    evaluation = _read_json(directory / "evaluation.json", notes)
+    rows, problems = read_rows(_stored_rows(evaluation), method=name)
+    predictions = table(evaluation if isinstance(evaluation, Mapping) else {}, "predictions")
+    return Run(name=name, rows=tuple(rows), predictions=predictions, notes=tuple(notes + problems))
 
 
 def _stored_rows(evaluation: object) -> list[object]:

@@ -28,6 +28,7 @@ from fedeat.report.cells import (
     method_order,
     read_rows,
 )
+from fedeat.report.differences import Comparisons
 
 FLAG = "†"
 _CSV_COLUMNS = (
@@ -44,6 +45,7 @@ class ResultTable:
     Attributes:
         number: position on the page, from 1.
         cells: by (method, task); a missing key was not measured.
+        tested: which methods were compared, and what that showed.
         bold_accuracy, bold_asr: the (method, task) pairs printed bold.
     """
 
@@ -52,6 +54,7 @@ class ResultTable:
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     cells: Mapping[tuple[str, str], Cell]
+    tested: Comparisons
     bold_accuracy: frozenset[tuple[str, str]]
     bold_asr: frozenset[tuple[str, str]]
 
@@ -70,19 +73,25 @@ class ResultTable:
         return notes
 
 
-def result_tables(rows: Sequence[Row]) -> list[ResultTable]:
-    """The tables of all conditions, the attack-free one first."""
+def result_tables(rows: Sequence[Row], tested: Mapping[Condition, Comparisons] | None = None) -> list[ResultTable]:
+    """The tables of all conditions, the attack-free one first; without tests nothing is bold."""
     tables = []
     for number, condition in enumerate(conditions(rows), start=1):
         cells = group(rows, condition)
         methods = method_order(method for method, _ in cells)
         tasks = tuple(task for task in dict.fromkeys(row.task for row in rows) if any(key[1] == task for key in cells))
         accuracy, asr = set(), set()
+        found = (tested or {}).get(condition, Comparisons())
         for task in tasks:
-            best_accuracy, best_asr = best_methods({m: cells[m, task] for m in methods if (m, task) in cells})
+            best_accuracy, best_asr = best_methods(
+                {m: cells[m, task] for m in methods if (m, task) in cells},
+                accuracy=found.shown(task, "accuracy"),
+                asr=found.shown(task, "asr"),
+            )
             accuracy |= {(method, task) for method in best_accuracy}
             asr |= {(method, task) for method in best_asr}
-        tables.append(ResultTable(number, condition, tuple(methods), tasks, cells, frozenset(accuracy), frozenset(asr)))
+        bold = frozenset(accuracy), frozenset(asr)
+        tables.append(ResultTable(number, condition, tuple(methods), tasks, cells, found, *bold))
     return tables
 
 
@@ -101,20 +110,27 @@ def spread(value: Estimate) -> str:
     return "" if value.deviation is None else f"±{percent(value.deviation)}"
 
 
-def print_tables(rows: Sequence[Mapping[str, Any] | Row], console: Console) -> None:
+def print_tables(
+    rows: Sequence[Mapping[str, Any] | Row],
+    console: Console,
+    tested: Mapping[Condition, Comparisons] | None = None,
+) -> None:
     """Prints the tables of all conditions, in percent, split by tasks where the terminal is narrow.
 
     Under each value stand its spread over seeds, where there are several, and for ASR the counts broken/right on the
-    original. Flagged cells carry a sign and a footnote and are never bold.
+    original. Bold is what is shown to be better than another method; flagged cells carry a sign and a footnote and are
+    never bold.
     """
     known, notes = read_rows(rows)
-    for result in result_tables(known):
+    for result in result_tables(known, tested):
         names = max(len(display_name(method)) for method in result.methods)
         per_line = max(1, (console.width - min(names, 30) - 2) // 17)
         for start in range(0, len(result.tasks), per_line):
             more = " (continued)" if start else ""
             console.print(Text(f"Table {result.number}. {result.condition.title}{more}", style="bold"))
             console.print(_terminal_table(result, result.tasks[start : start + per_line]))
+        if result.tested.differences:
+            console.print(Text(verdict(result), style="dim"))
         for method, text in result.footnotes:
             console.print(Text(f"{FLAG} {method}: {text}", style="yellow"))
         console.print()
@@ -125,6 +141,14 @@ def print_tables(rows: Sequence[Mapping[str, Any] | Row], console: Console) -> N
     else:
         text = f"In percent; under ASR the pairs broken/right on the original. {FLAG}: flagged"
         console.print(Text(text, style="dim"))
+
+
+def verdict(result: ResultTable) -> str:
+    """One sentence on how many of a table's differences are shown."""
+    count, shown = len(result.tested.differences), sum(item.significant for item in result.tested.differences)
+    if not shown:
+        return f"No difference shown in {count} comparison{'s' * (count > 1)} of two methods."
+    return f"{shown} of {count} comparisons of two methods show a difference; of the rest none is shown."
 
 
 def table_csv(result: ResultTable) -> str:

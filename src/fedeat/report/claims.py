@@ -1,0 +1,109 @@
+"""What a comparison shows and what it does not: sentences made from its tests, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedeat.evaluation.differences import LEVEL, POWER, Difference
+from fedeat.report.cells import Row, display_name
+from fedeat.report.summary import listed
+from fedeat.report.tables import ResultTable, percent
+
+_MEASURES = {"accuracy": "accuracy", "asr": "attack success rate"}
+
+
+def shows(tables: Sequence[ResultTable]) -> list[str]:
+    """A sentence a measure and two methods: on which tasks, and by how much, one is shown to be better."""
+    sentences = []
+    for table in tables:
+        where = f", {table.condition.phrase}" if len(tables) > 1 else ""
+        found: dict[tuple[str, str, str], list[Difference]] = {}
+        for item in table.tested.differences:
+            if item.better is not None:
+                worse = item.second if item.better == item.first else item.first
+                found.setdefault((item.better, item.measure, worse), []).append(item)
+        for (better, measure, worse), items in found.items():
+            direction = "higher" if measure == "accuracy" else "lower"
+            parts = [f"{item.task} by {_points(abs(item.value))} ({_reach(item)})" for item in items]
+            sentences.append(
+                f"The {_MEASURES[measure]} of {display_name(better)} is {direction} than that of "
+                f"{display_name(worse)} on {listed(parts)}{where}."
+            )
+    return sentences
+
+
+def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
+    """Sentences on what the tests leave open: differences too small to see, flags, seeds, and what was not measured."""
+    sentences = []
+    for measure, words in _MEASURES.items():
+        tested = [item for table in tables for item in table.tested.differences if item.measure == measure]
+        hidden = [item for item in tested if not item.significant]
+        if hidden:
+            smallest = sorted(item.detectable for item in hidden)
+            span = _points(smallest[0]) if len(hidden) == 1 else f"{_points(smallest[0])} to {_points(smallest[-1])}"
+            of = f"{len(tested)} comparison{'s' * (len(tested) > 1)} of two methods"
+            sentences.append(
+                f"In {words}, {len(hidden)} of {of} show{'s' * (len(hidden) == 1)} no difference. That is not evidence "
+                f"of equality: these texts could have shown differences of {span} or more ({100 * POWER:.0f} % power)."
+            )
+    if not any(table.tested.differences for table in tables):
+        sentences.append("No two methods could be compared on the same texts, so no difference is shown.")
+    return [*sentences, *_flagged(tables), *_seeds(rows), *_pairs(rows)]
+
+
+def method_note(tables: Sequence[ResultTable]) -> str:
+    """How the tests were made, in one sentence; "" where there are none."""
+    largest = max((len(table.tested.differences) for table in tables), default=0)
+    if not largest:
+        return ""
+    return (
+        "Two methods are compared on the same texts by McNemar's exact test over distinct originals and by a paired "
+        f"bootstrap; the larger p-value counts, corrected by Holm over the table (up to {largest} comparisons), at "
+        f"{100 * LEVEL:.0f} %."
+    )
+
+
+def _flagged(tables: Sequence[ResultTable]) -> list[str]:
+    methods: dict[str, int] = {}
+    for table in tables:
+        for (method, _), cell in table.cells.items():
+            if cell.flags and not (method == "base" and table is not tables[0]):
+                methods[method] = methods.get(method, 0) + 1
+    if not methods:
+        return []
+    total = sum(methods.values())
+    names = listed([f"{count} of {display_name(method)}" for method, count in methods.items()])
+    return [
+        f"{total} cell{' is' if total == 1 else 's are'} flagged ({names}) and compared with nothing "
+        "in attack success: a model that always answers the same, or no better than by guessing, is not robust."
+    ]
+
+
+def _seeds(rows: Sequence[Row]) -> list[str]:
+    seeds = len({row.seed for row in rows if row.method != "base"})
+    if seeds > 1:
+        return [f"{seeds} seeds were run; a difference between methods is one over these seeds and these texts."]
+    return ["One seed was run: the differences are between these trained models, and another training may turn them."]
+
+
+def _pairs(rows: Sequence[Row]) -> list[str]:
+    counted = [row for row in rows if row.pairs]
+    if not counted:
+        return []
+    correct = [row.benign_correct for row in counted if row.asr is not None]
+    originals = sorted({row.originals for row in counted})
+    span = f"{originals[0]}" if len(originals) == 1 else f"{originals[0]} to {originals[-1]}"
+    right = f"{min(correct)} to {max(correct)} pairs that the model has right on the original" if correct else "no pair"
+    return [
+        f"Each attack success rate rests on {right}, made of {span} distinct originals a task. The modified texts are "
+        "fixed ones: an attacker who adapts to the model does at least as well."
+    ]
+
+
+def _points(value: float) -> str:
+    return f"{percent(value)} points"
+
+
+def _reach(item: Difference) -> str:
+    low, high = sorted((abs(item.low), abs(item.high))) if item.low * item.high > 0 else (item.low, item.high)
+    return f"95 % interval {percent(low)} to {percent(high)}"

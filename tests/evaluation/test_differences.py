@@ -1,0 +1,162 @@
+"""Comparisons that can say "no difference": calibrated on models that do not differ, and able to find one that does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedeat.evaluation.differences import Difference, Outcomes, compare_methods, corrected, holm, outcomes
+from fedeat.evaluation.robustness import TaskPredictions
+from fedeat.evaluation.statistics import mcnemar
+
+# Pairs of each distinct original, about as AdvGLUE has them: 62 originals, 131 pairs.
+SIZES = [1] * 34 + [2] * 14 + [3] * 6 + [4] * 3 + [6] * 2 + [8] * 2 + [9]
+PAIRS = [(group, number) for group, size in enumerate(SIZES) for number in range(size)]
+
+
+def model(rate: float, *, seed: int, together: float = 0.5) -> Outcomes:
+    """A model right on 85 % of originals; its pairs are broken at a rate, some of them as their whole original is."""
+    draw = random.Random(seed)
+    whole = [draw.random() < rate for _ in SIZES]
+    right = [draw.random() < 0.85 for _ in SIZES]
+    broken = [whole[g] if draw.random() < together else draw.random() < rate for g, _ in PAIRS]
+    counted = tuple(int(right[group]) for group, _ in PAIRS)
+    return Outcomes(
+        tuple(PAIRS),
+        tuple(group for group, _ in PAIRS),
+        counted,
+        tuple(int(fell and c) for fell, c in zip(broken, counted, strict=True)),
+    )
+
+
+def planted(outcome: Outcomes, points: int, *, seed: int) -> Outcomes:
+    """The same model with so many points fewer of its counted pairs broken."""
+    draw = random.Random(seed)
+    broken = [index for index, hit in enumerate(outcome.hits) if hit]
+    saved = set(draw.sample(broken, round(points / 100 * sum(outcome.counted))))
+    hits = tuple(int(hit and index not in saved) for index, hit in enumerate(outcome.hits))
+    return Outcomes(outcome.texts, outcome.groups, outcome.counted, hits)
+
+
+def compared(runs: Mapping[str, Mapping[int, Outcomes]], *, seed: int = 0) -> list[Difference]:
+    return corrected(compare_methods(runs, task="sst2", measure="asr", seed=seed, resamples=1000))
+
+
+def test_identical_models_never_differ() -> None:
+    one = model(0.4, seed=1)
+    for seed in range(100):
+        (found,) = compared({"a": {0: one}, "b": {0: one}}, seed=seed)
+        assert (found.value, found.low, found.high, found.adjusted, found.better) == (0, 0, 0, 1, None)
+
+
+def test_models_alike_but_for_chance_are_said_to_differ_in_at_most_5_of_100_seeds() -> None:
+    shown = [
+        bool(compared({"a": {0: model(0.4, seed=2 * s)}, "b": {0: model(0.4, seed=2 * s + 1)}}, seed=s)[0].better)
+        for s in range(100)
+    ]
+    assert sum(shown) <= 5
+
+
+def test_four_methods_alike_over_three_seeds_show_a_difference_in_at_most_5_of_100_tables() -> None:
+    shown = 0
+    for table in range(100):
+        runs = {
+            name: {s: model(0.4, seed=1000 * table + 10 * index + s) for s in range(3)}
+            for index, name in enumerate("abcd")
+        }
+        found = corrected(compare_methods(runs, task="sst2", measure="asr", seed=table, resamples=400))
+        assert len(found) == 6
+        shown += any(item.better for item in found)
+    assert shown <= 5
+
+
+def test_15_points_planted_are_found_whatever_the_bootstrap_draws() -> None:
+    worse = model(0.45, seed=5)
+    for seed in range(20):
+        (found,) = compared({"plain": {0: worse}, "robust": {0: planted(worse, 15, seed=seed)}}, seed=seed)
+        assert found.better == "robust"
+        assert found.value == pytest.approx(0.15, abs=0.01)
+        assert 0 < found.low < found.value < found.high
+        assert found.detectable < 0.15
+
+
+def test_a_difference_in_one_of_many_comparisons_survives_the_correction() -> None:
+    runs = {name: {0: model(0.45, seed=9)} for name in "abcdef"}
+    runs["best"] = {0: planted(runs["a"][0], 30, seed=0)}
+    found = compared(runs)
+    assert len(found) == 21
+    assert {item.better for item in found if "best" in (item.first, item.second)} == {"best"}
+    assert not any(item.better for item in found if "best" not in (item.first, item.second))
+
+
+def test_one_pair_an_original_and_one_seed_is_mcnemars_test() -> None:
+    texts = tuple(range(40))
+    first = Outcomes(texts, texts, (1,) * 40, tuple(int(i < 15) for i in range(40)))
+    second = Outcomes(texts, texts, (1,) * 30 + (0,) * 10, tuple(int(i < 4 or i == 20) for i in range(40)))
+    (found,) = compare_methods({"a": {0: first}, "b": {0: second}}, task="t", measure="asr")
+    assert (found.first_votes, found.second_votes) == (11, 1)
+    assert found.mcnemar == mcnemar(11, 1)
+    assert found.value == pytest.approx(15 / 40 - 5 / 30)
+
+
+def test_seeds_are_paired_and_those_of_one_method_alone_left_out() -> None:
+    runs = {"a": {0: model(0.3, seed=0), 1: model(0.3, seed=1)}, "b": {1: model(0.3, seed=1), 2: model(0.9, seed=2)}}
+    (found,) = compared(runs)
+    assert (found.seeds, found.value) == (1, 0.0)
+    assert compared({"a": {0: model(0.3, seed=0)}, "b": {1: model(0.3, seed=0)}}) == []
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    base = model(0.5, seed=3)
+    same = {s: planted(base, 15, seed=0) for s in range(4)}
+    torn = {s: planted(base, 30 * (s % 2), seed=0) for s in range(4)}
+    (firm,) = compared({"a": dict.fromkeys(range(4), base), "b": same})
+    (loose,) = compared({"a": dict.fromkeys(range(4), base), "b": torn})
+    assert firm.value == pytest.approx(loose.value, abs=0.01)
+    assert loose.high - loose.low > 1.3 * (firm.high - firm.low)
+
+
+def test_no_text_right_on_its_original_is_no_comparison() -> None:
+    texts = tuple(range(5))
+    lost = Outcomes(texts, texts, (0,) * 5, (0,) * 5)
+    assert compared({"a": {0: lost}, "b": {0: Outcomes(texts, texts, (1,) * 5, (0,) * 5)}}) == []
+    assert corrected([]) == []
+
+
+def test_few_texts_cannot_show_a_small_difference_and_say_so() -> None:
+    texts = tuple(range(12))
+    one = Outcomes(texts, texts, (1,) * 12, (1, *(0,) * 11))
+    (found,) = compared({"a": {0: one}, "b": {0: one}})
+    assert found.detectable == 0.5  # six votes of twelve are the fewest with p <= .05
+
+
+def test_predictions_are_counted_as_a_task_row_counts_them() -> None:
+    predictions: TaskPredictions = {
+        "benign": {"labels": [0, 1, 1], "predictions": [0, None, 1]},
+        "pairs": [
+            {"index": 1, "group": "g", "label": 1, "original": 1, "modified": None, "method": "m"},
+            {"index": 2, "group": "g", "label": 1, "original": 0, "modified": 1, "method": "m"},
+        ],
+    }
+    assert outcomes(predictions, "asr").hits == (1, 0)
+    assert outcomes(predictions, "asr").counted == (1, 0)
+    assert outcomes(predictions, "accuracy").hits == (1, 0, 1)
+    predictions["benign"] = {"labels": [], "predictions": []}
+    assert outcomes(predictions, "accuracy") == Outcomes(("g",), ("g",), (1,), (1,))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_monotone_between_the_raw_value_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for p, q in zip(p_values, adjusted, strict=True):
+        assert p <= q <= min(1.0, len(p_values) * p) + 1e-12
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

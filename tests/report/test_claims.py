@@ -1,0 +1,91 @@
+"""What a comparison shows and what it does not is said from its tests, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedeat.evaluation.differences import Difference
+from fedeat.report.cells import Condition, read_rows
+from fedeat.report.claims import method_note, shows, shows_not
+from fedeat.report.differences import Comparisons, compare_runs
+from fedeat.report.reading import read_directory
+from fedeat.report.tables import ResultTable, result_tables
+
+NewRow = Callable[..., dict[str, Any]]
+
+FREE = Condition("none", 0.0)
+LOWER = Difference(
+    "sst2", "asr", "fedavg", "fedeat", 0.2, 0.1, 0.3, 20, 2, 1e-4, 5e-4, 0.006, 0.13, seeds=3, originals=62
+)
+SAME = replace(LOWER, task="qqp", value=0.05, low=-0.02, high=0.12, adjusted=0.4, detectable=0.21)
+
+
+def table(rows: list[dict[str, Any]], *differences: Difference) -> list[ResultTable]:
+    return result_tables(read_rows(rows)[0], {FREE: Comparisons(differences)})
+
+
+def rows_of(new_row: NewRow, **changes: Any) -> list[dict[str, Any]]:
+    return [
+        new_row(method, "none", task, 0, accuracy=0.8) | changes
+        for method in ("fedavg", "fedeat")
+        for task in ("sst2", "qqp")
+    ]
+
+
+def test_a_shown_difference_names_who_where_and_how_much(new_row: NewRow) -> None:
+    (sentence,) = shows(table(rows_of(new_row), LOWER, SAME))
+    assert sentence == (
+        "The attack success rate of FedEAT is lower than that of FedAvg on sst2 by 20.0 points "
+        "(95 % interval 10.0 to 30.0)."
+    )
+
+
+def test_where_none_is_shown_nothing_is_claimed_and_the_power_is_said(new_row: NewRow) -> None:
+    tables = table(rows_of(new_row), SAME)
+    assert shows(tables) == []
+    text = " ".join(shows_not(tables, read_rows(rows_of(new_row))[0]))
+    assert "In attack success rate, 1 of 1 comparison of two methods shows no difference" in text
+    assert "could have shown differences of 21.0 points or more" in text
+
+
+def test_bold_follows_the_tests_and_not_the_look_of_the_intervals(new_row: NewRow) -> None:
+    apart = [
+        new_row("fedavg", "none", "sst2", 0, accuracy=0.8, asr=0.9),
+        new_row("fedeat", "none", "sst2", 0, accuracy=0.8, asr=0.1),
+    ]
+    assert table(apart)[0].bold_asr == frozenset()
+    assert table(apart, replace(LOWER, adjusted=0.06))[0].bold_asr == frozenset()
+    assert table(apart, LOWER)[0].bold_asr == {("fedeat", "sst2")}
+
+
+def test_flags_seeds_and_missing_tests_are_said(new_row: NewRow) -> None:
+    flagged = rows_of(new_row, flags=["constant prediction: 98 % yes"])
+    text = " ".join(shows_not(table(flagged), read_rows(flagged)[0]))
+    assert "4 cells are flagged (2 of FedAvg and 2 of FedEAT)" in text
+    assert "One seed was run" in text
+    assert "No two methods could be compared" in text
+    assert method_note(table(flagged)) == ""
+    several = [*rows_of(new_row), *rows_of(new_row, seed=1)]
+    assert "2 seeds were run" in " ".join(shows_not(table(several), read_rows(several)[0]))
+    assert "up to 2 comparisons" in method_note(table(several, LOWER, SAME))
+
+
+def test_records_are_tested_on_their_predictions(comparison: Path) -> None:
+    records = read_directory(comparison)
+    tested = compare_runs(records.rows, records.runs)
+    attacked = tested[Condition("sign_flip", 0.3)]
+    # Four methods, four tasks: six comparisons a column, but none of ASR with EAT's flagged cell.
+    assert len(tested[FREE].differences) == 4 * 2 * 6
+    assert len(attacked.differences) == 4 * 2 * 6 - 3
+    assert {"gm", "fedeat"} == {better for better, _ in attacked.shown("sst2", "accuracy")}
+    assert not [item for item in tested[FREE].differences if item.measure == "accuracy" and item.significant]
+    assert compare_runs(records.rows, records.runs) == tested
+
+
+def test_predictions_that_are_missing_or_broken_leave_the_rows_untested(comparison: Path) -> None:
+    records = read_directory(comparison)
+    broken = [replace(run, predictions={"sst2": {"pairs": 3}, "qqp": {}}) for run in records.runs]
+    assert all(not found.differences for found in compare_runs(records.rows, broken).values())
