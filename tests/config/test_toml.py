@@ -102,7 +102,7 @@ def test_every_problem_is_reported_in_one_error(tmp_path: Path) -> None:
         ({"compare": {"seeds": [1, 1]}}, "compare.seeds has 1 more than once."),
         ({"compare": {"fractions": [0.3], "attacks": ["none"]}}, "compare.attacks names no attack"),
         ({"compare": {"fractions": [0.5]}}, "compare.fractions[0]: input should be less than 0.5, got 0.5."),
-        ({"compare": {"variants": {"a/b": {}}}}, "compare.variants.a/b: a variant names a directory."),
+        ({"compare": {"variants": {"a/b": {}}}}, "compare.variants.a/b: it names a directory."),
         ({"compare": {"variants": {"base": {}}}}, "compare.variants.base: this name is taken."),
         ({"compare": {"variants": {"x": 3}}}, "compare.variants.x: input should be a table, got 3."),
     ],

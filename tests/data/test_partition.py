@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedeat.data.partition import Partition, by_column, dirichlet, iid
+from fedeat.data.partition import Partition, by_column, by_task, dirichlet, iid, quantity
 from fedeat.errors import DataError
 
 GROUPS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=60)
@@ -51,6 +51,47 @@ def test_column_gives_a_client_for_each_value(groups: list[str]) -> None:
     parts = by_column(groups)
     check(parts, len(groups))
     assert [{groups[i] for i in part} for part in parts] == [{name} for name in sorted(set(groups))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    examples=st.integers(1, 60), data=st.data(), alpha=st.sampled_from([1e-8, 0.1, 1.0, 1e8]), seed=st.integers(0, 3)
+)
+def test_quantity_skew_is_a_partition_at_every_concentration(
+    examples: int, data: st.DataObject, alpha: float, seed: int
+) -> None:
+    clients = data.draw(st.integers(1, examples))
+    parts = quantity(examples, clients, alpha=alpha, seed=seed)
+    check(parts, examples)
+    assert len(parts) == clients
+    assert parts == quantity(examples, clients, alpha=alpha, seed=seed)
+
+
+def test_amounts_are_skewed_at_small_alpha_and_even_at_large() -> None:
+    sizes = [sorted(map(len, quantity(1000, 10, alpha=alpha, seed=3))) for alpha in (0.1, 1e6)]
+    assert sizes[0][-1] > 400
+    assert sizes[1][-1] - sizes[1][0] <= 5
+
+
+@settings(max_examples=80, deadline=None)
+@given(groups=st.lists(st.sampled_from(["a", "b", "c"]), min_size=30, max_size=60), extra=st.integers(0, 4))
+def test_task_skew_gives_each_client_one_task(groups: list[str], extra: int) -> None:
+    names = sorted(set(groups))
+    smallest = min(map(groups.count, names))
+    clients = min(len(names) + extra, len(names) * smallest)
+    parts = by_task(groups, clients, seed=1)
+    check(parts, len(groups))
+    assert [{groups[i] for i in part} for part in parts] == [{names[c % len(names)]} for c in range(clients)]
+    for name in names:
+        sizes = [len(part) for part in parts if groups[part[0]] == name]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_fewer_clients_than_tasks_are_refused() -> None:
+    with pytest.raises(DataError, match="2 clients cannot hold one task each of 3: a, b, c"):
+        by_task(["a", "b", "c"] * 4, 2, seed=0)
+    with pytest.raises(DataError, match="1 training examples cannot be spread over 2 clients"):
+        by_task(["a", "b", "b"], 4, seed=0)
 
 
 def test_clients_of_a_column_are_in_natural_order() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -50,6 +51,19 @@ def test_the_grid_holds_each_cell_once(make_config: MakeConfig) -> None:
     assert grid["gm-none-0-seed0"].aggregation.rule == grid["fedeat-none-0-seed0"].aggregation.rule
     assert grid["gm-none-0-seed0"].perturbation.kind == "none"
     assert all(cell.compare == type(cell.compare)() for cell in grid.values())
+
+
+def test_each_partition_named_is_a_dimension_of_the_grid(make_config: MakeConfig) -> None:
+    partitions = {"even": {}, "label": {"kind": "dirichlet", "alpha": 0.1}, "amount": {"kind": "quantity"}}
+    section = {"methods": ["gm", "fedeat"], "seeds": [0, 1], "fractions": [0.0, 0.25], "partitions": partitions}
+    grid = {cell.name: cell.config for cell in comparison.cells(load(make_config(compare=section)))}
+    assert len(grid) == 2 * 2 * 2 * 3
+    skewed = grid["fedeat-label-sign_flip-0.25-seed1"]
+    assert (skewed.partition.kind, skewed.partition.alpha, skewed.attack.kind) == ("dirichlet", 0.1, "sign_flip")
+    assert grid["gm-amount-none-0-seed0"].partition.kind == "quantity"
+    wrong = {"compare": {"partitions": {"odd": {"kind": "random"}}}}
+    with pytest.raises(ConfigError, match=r"fedavg, odd: partition\.kind: "):
+        comparison.cells(load(make_config(**wrong)))
 
 
 @pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}])
@@ -123,6 +137,7 @@ def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path:
     deadline = time.monotonic() + 60
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    time.sleep(random.uniform(0, 1))
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     written = first.stat().st_mtime_ns
@@ -132,6 +147,9 @@ def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path:
     assert len(rows) == 2
     assert first.stat().st_mtime_ns == written
     assert told[1] == ("fedavg-sign_flip-0.25-seed0", "finished", 1, 1)
+    comparison.compare(load(path), tmp_path / "whole")
+    for name in ("results.json", "runs/fedeat-sign_flip-0.25-seed0/metrics.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_cell_that_fails_is_named_and_the_others_finish(

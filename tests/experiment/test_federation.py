@@ -16,7 +16,7 @@ import transformers
 
 from fedeat import experiment, perturbation
 from fedeat.algorithm import Round
-from fedeat.config import AttackName, load
+from fedeat.config import AttackName, Source, load
 from fedeat.errors import ConfigError, DataError, QuorumError
 from fedeat.evaluation import EvaluationSet
 from fedeat.experiment import binding, federation, inputs
@@ -126,6 +126,42 @@ def test_a_partition_by_column_has_a_client_for_each_value(make_config: MakeConf
     ready = experiment.prepare(config)
     assert [len(part) for part in ready.partition] == [12, 12, 12, 12]
     assert all(len({ready.examples[i].group for i in part}) == 1 for part in ready.partition)
+
+
+def test_a_value_of_the_column_that_is_excluded_is_no_client(make_config: MakeConfig, tmp_path: Path) -> None:
+    section = {"kind": "column", "by": "client", "exclude": ["site1"]}
+    config = load(make_config(partition=section, evaluation={"data": []}, federation={"rounds": 1}))
+    experiment.run(config, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "partition.json").read_text())
+    assert stored["left_out"] == {"blank": 0, "excluded": 12}
+    assert [share["counts"] for share in stored["clients"].values()] == [{f"site{i}": 12} for i in (0, 2, 3)]
+    with pytest.raises(DataError, match=r"exclude names -1, which is in no row's 'client'. There are site0"):
+        experiment.prepare(load(make_config(partition={**section, "exclude": -1})))
+    with pytest.raises(ConfigError, match=r"exclude needs partition\.by"):
+        load(make_config(partition={"exclude": ["x"]}))
+
+
+def test_blank_rows_are_counted_in_the_records(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = [{"instruction": f"who is {i} ?", "output": "the film" if i % 4 else " "} for i in range(12)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        data={"train": [str(path)]}, partition={"kind": "quantity"}, evaluation={"data": []}, federation={"rounds": 1}
+    )
+    experiment.run(load(config), tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "partition.json").read_text())
+    assert stored["left_out"] == {"blank": 3, "excluded": 0}
+    assert sum(share["examples"] for share in stored["clients"].values()) == 9
+
+
+def test_task_skew_gives_each_client_one_task(make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = [{"question1": f"who is {i} ?", "question2": "who ?", "label": i % 2} for i in range(12)]
+    path = tmp_path / "qqp.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load(make_config(partition={"kind": "task", "clients": 3}))
+    data = config.data.model_copy(update={"train": (*config.data.train, Source(path=str(path)))})
+    ready = experiment.prepare(config.model_copy(update={"data": data}))
+    assert [{ready.examples[i].task for i in part} for part in ready.partition] == [{"qqp"}, {"sst2"}, {"qqp"}]
 
 
 @pytest.mark.parametrize(

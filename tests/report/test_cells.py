@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from fedeat.report.cells import Cell, Estimate, best_methods, conditions, estimate, group, method_order, read_rows
+from fedeat.report.cells import (
+    Cell,
+    Condition,
+    Estimate,
+    best_methods,
+    conditions,
+    estimate,
+    group,
+    method_order,
+    read_rows,
+    without_common_partition,
+)
 
 NewRow = Callable[..., dict[str, Any]]
 
@@ -94,6 +105,24 @@ def test_the_base_model_stands_in_every_condition(new_row: NewRow) -> None:
     (condition,) = conditions(rows)
     assert condition.title == "Sign flip, 30 % malicious clients"
     assert set(group(rows, condition)) == {("fedavg", "sst2"), ("base", "sst2")}
+
+
+def test_several_partitions_are_conditions_of_their_own_and_one_is_not_named(new_row: NewRow) -> None:
+    records = [new_row("gm", "none", "sst2", 0, partition=name) for name in ("even", "one task a client")]
+    rows = without_common_partition(read_rows([*records, new_row("base", "none", "sst2", 0)])[0])
+    assert [item.title for item in conditions(rows)] == [
+        "No malicious clients; even",
+        "No malicious clients; one task a client",
+    ]
+    (condition,) = conditions(without_common_partition(rows[:1]))
+    assert condition.title == "No malicious clients"
+
+
+@pytest.mark.parametrize(
+    ("attack", "title"), [("ipm", "IPM, 30 %"), ("min_max", "Min max, 30 %"), ("nan", "NaN, 30 %")]
+)
+def test_attacks_are_named_as_the_literature_does(attack: str, title: str) -> None:
+    assert Condition.of(attack, 0.3).title == f"{title} malicious clients"
 
 
 def test_seeds_share_a_cell_and_sum_their_counts(new_row: NewRow) -> None:

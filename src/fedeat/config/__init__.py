@@ -1,7 +1,15 @@
 """A run's configuration: its keys (`schema`), what they must be together (`consistency`), TOML in and out (`toml`)."""
 
 from fedeat.config.consistency import cohort_problems
-from fedeat.config.schema import RULES, AggregationSection, AttackName, Config, PerturbationSection, Source
+from fedeat.config.schema import (
+    RULES,
+    AggregationSection,
+    AttackName,
+    Config,
+    PartitionSection,
+    PerturbationSection,
+    Source,
+)
 from fedeat.config.toml import load, override, parse, to_toml, with_values
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "AggregationSection",
     "AttackName",
     "Config",
+    "PartitionSection",
     "PerturbationSection",
     "Source",
     "cohort_problems",

@@ -77,6 +77,8 @@ def _partition(config: Config) -> Iterator[str]:
         yield from cohort_problems(config, config.partition.clients)
     elif config.partition.by == "label":
         yield 'partition.kind = "column" needs partition.by, the name of a column, such as "client".'
+    if config.partition.exclude and config.partition.by == "label":
+        yield 'partition.exclude needs partition.by, the column whose values it names, such as "client".'
     if not config.data.train:
         yield "data.train is empty. Expected at least one file or data set to train on."
 
@@ -130,8 +132,10 @@ def _comparison(config: Config) -> Iterator[str]:
     for name in section.variants:
         if name in (*METHOD_NAMES, "base"):
             yield f"compare.variants.{name}: this name is taken. Choose another for the variant."
-        elif not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) or name.startswith("."):
-            yield f"compare.variants.{name}: a variant names a directory. Expected letters, digits, _ . + and -."
+    for table in ("variants", "partitions"):
+        for name in getattr(section, table):
+            if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) or name.startswith("."):
+                yield f"compare.{table}.{name}: it names a directory. Expected letters, digits, _ . + and -."
     if any(fraction > 0 for fraction in section.fractions) and not set(section.attacks) - {"none"}:
         yield "compare.fractions has one above 0, but compare.attacks names no attack to run at it."
 

@@ -98,14 +98,26 @@ class DataSection(Section):
     max_length: int = Field(512, ge=2, description="tokens an example may have")
 
 
+def _as_texts(value: object) -> object:
+    """A column's value or several, numbers as the text that a column has."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in several)
+
+
 class PartitionSection(Section):
     """How the training data is spread over clients."""
 
-    kind: Literal["iid", "dirichlet", "column"] = Field("iid", description="how examples spread over clients")
+    kind: Literal["iid", "dirichlet", "quantity", "task", "column"] = Field(
+        "iid",
+        description="how examples spread: evenly, skewed by label, skewed in amount, a task a client, by a column",
+    )
     clients: int = Field(10, ge=1, description="n; found from the data where kind is column")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed")
     by: str = Field(
         "label", min_length=1, description="what dirichlet skews or column splits: label, or a column's name"
+    )
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_as_texts)] = Field(
+        (), description="values of the column whose rows are left out, such as -1 where it marks test rows"
     )
 
 
@@ -202,7 +214,14 @@ class CompareSection(Section):
         (0.0,), min_length=1, description="of the clients that are malicious; 0 is without an attack"
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="each cell runs with each")
-    processes: int = Field(1, ge=1, description="cells run side by side, each with its share of the cores")
+    partitions: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="partitions to run each cell on: name -> keys of [partition] that differ; the configuration's own "
+        "where none is named",
+    )
+    processes: int = Field(
+        1, ge=0, description="cells run side by side, each with its share of the cores; 0 is one a core"
+    )
     base: bool = Field(False, description="also evaluate the base model as it came")
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="further methods: name -> dotted keys that differ from this configuration"

@@ -1,4 +1,4 @@
-"""How examples are spread over clients: evenly, skewed by Dirichlet draws, or by a natural column.
+"""How examples are spread over clients: evenly, skewed in labels, amounts or tasks, or by a natural column.
 
 A partition is one tuple of example indices a client. Every example goes to one client and every client gets at
 least one example; the same seed gives the same partition on every machine.
@@ -55,6 +55,57 @@ def dirichlet(groups: Sequence[str], clients: int, *, alpha: float, seed: int) -
             share.extend(part.tolist())
     _feed_empty_clients(shares)
     return tuple(tuple(sorted(share)) for share in shares)
+
+
+def quantity(examples: int, clients: int, *, alpha: float, seed: int) -> Partition:
+    """Quantity skew: shares of a random order whose sizes are drawn from Dirichlet(alpha) (Li et al., 2022).
+
+    Args:
+        examples: how many there are.
+        clients: n >= 1.
+        alpha: > 0, concentration; small alpha gives a few clients nearly everything, alpha -> infinity is IID.
+        seed: of the sizes and the order.
+
+    Raises:
+        DataError: there are fewer examples than clients.
+    """
+    _check_enough(examples, clients)
+    rng = _rng(seed)
+    order = rng.permutation(examples)
+    cuts = np.round(np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * examples).astype(int)
+    shares = [part.tolist() for part in np.split(order, cuts)]
+    _feed_empty_clients(shares)
+    return tuple(tuple(sorted(share)) for share in shares)
+
+
+def by_task(tasks: Sequence[str], clients: int, *, seed: int) -> Partition:
+    """Task skew: each client holds one task's examples, in equal shares among the task's clients.
+
+    Clients go to the tasks in turn, so client i holds task i modulo their number, in the order of their sorted names.
+
+    Args:
+        tasks: the task of each example.
+        clients: n >= the number of tasks.
+        seed: of the order.
+
+    Raises:
+        DataError: there are fewer clients than tasks, or a task has fewer examples than clients.
+    """
+    members_of = _members(tasks)
+    names = sorted(members_of)
+    if clients < len(names):
+        raise DataError(
+            f"{clients} clients cannot hold one task each of {len(names)}: {', '.join(names)}. Raise partition.clients "
+            "or leave tasks out of data.train."
+        )
+    rng = _rng(seed)
+    shares: list[tuple[int, ...]] = [()] * clients
+    for number, name in enumerate(names):
+        holders = range(number, clients, len(names))
+        _check_enough(len(members_of[name]), len(holders))
+        for client, part in zip(holders, np.array_split(rng.permutation(members_of[name]), len(holders)), strict=True):
+            shares[client] = tuple(sorted(part.tolist()))
+    return tuple(shares)
 
 
 def by_column(groups: Sequence[str]) -> Partition:

@@ -1,4 +1,4 @@
-"""Methods x attacks x fractions x seeds: every cell one run, side by side in processes, one table (Tables 2-5).
+"""Methods x partitions x attacks x fractions x seeds: every cell one run, side by side in processes (Tables 2-5).
 
 A cell that is finished is not run again, so a comparison that was killed goes on where it stopped.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ class Cell:
 
 
 def cells(config: Config) -> list[Cell]:
-    """The grid of a comparison, methods fastest.
+    """The grid of a comparison, methods fastest, seeds slowest: what is done early covers every method.
 
     Args:
         config: what all cells share, with its `[compare]` table.
@@ -64,17 +65,25 @@ def cells(config: Config) -> list[Cell]:
     conditions += [(attack, f) for attack in section.attacks for f in section.fractions if f > 0 and attack != "none"]
     problems = _not_fedeat(config)
     grid = []
-    for seed in section.seeds:
-        for attack, fraction in conditions:
-            for method in section.methods:
-                changes = {**METHODS, **section.variants}[method]
-                common = {"method": method, "seed": seed, "compare": {}}
-                under = {"attack.kind": attack, "attack.fraction": fraction}
-                name = f"{method}-{attack}-{fraction:g}-seed{seed}"
-                try:
-                    grid.append(Cell(name, with_values(config, {**common, **under, **changes})))
-                except ConfigError as error:
-                    problems += [f"{method}: {problem}" for problem in error.problems]
+    partitions = section.partitions or {"": {}}
+    for seed, split, (attack, fraction), method in itertools.product(
+        section.seeds, partitions, conditions, section.methods
+    ):
+        changes = {
+            "method": method,
+            "seed": seed,
+            "compare": {},
+            "attack.kind": attack,
+            "attack.fraction": fraction,
+            **{f"partition.{key}": value for key, value in partitions[split].items()},
+            **{**METHODS, **section.variants}[method],
+        }
+        name = "-".join(part for part in (method, split, attack, f"{fraction:g}", f"seed{seed}") if part)
+        try:
+            grid.append(Cell(name, with_values(config, changes)))
+        except ConfigError as error:
+            where = f"{method}, {split}" if split else method
+            problems += [f"{where}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), source="the comparison")
     return grid
@@ -109,7 +118,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
         CellsFailed: names each cell that failed with its reason, after all others have finished.
     """
     grid = cells(config)
-    processes = config.compare.processes
+    processes = config.compare.processes or _cores()
     threads = config.threads or max(1, _cores() // processes)
     tell: CellProgress = progress or (lambda cell, stage, done, total: None)
     with records.RunDirectory(directory):

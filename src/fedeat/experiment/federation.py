@@ -26,7 +26,14 @@ from fedeat.errors import ConfigError, RecordError
 from fedeat.evaluation import EvaluationSet
 from fedeat.experiment import binding, round_records
 from fedeat.experiment.binding import local_training, model_source
-from fedeat.experiment.inputs import answerable, evaluation_sets, split_examples, training_examples
+from fedeat.experiment.inputs import (
+    answerable,
+    evaluation_sets,
+    partition_name,
+    split_examples,
+    training_data,
+    training_examples,
+)
 from fedeat.model import AdaptedModel, load_model
 from fedeat.updates import Adapter
 
@@ -47,6 +54,7 @@ class Federation:
     Attributes:
         model: the base model with the fresh adapter in it.
         examples: all training examples.
+        left_out: why and how many rows of the data are not among them.
         partition: client -> indices into `examples`.
         shards: client -> its examples as tokens.
         malicious: the malicious clients.
@@ -57,6 +65,7 @@ class Federation:
 
     model: AdaptedModel
     examples: Sequence[Example]
+    left_out: Mapping[str, int]
     partition: partition.Partition
     shards: Mapping[int, Sequence[Encoded]]
     malicious: frozenset[int]
@@ -89,7 +98,9 @@ def run(config: Config, directory: Path, *, progress: Progress = silent) -> list
         with _threads(config.threads or (home.threads_before() if checkpoint is not None else 0)):
             federation = prepare(config, progress=progress)
             records.write_json(directory / "environment.json", records.environment(torch.get_num_threads()))
-            record = round_records.partition_record(federation.examples, federation.partition, federation.shards)
+            record = round_records.partition_record(
+                federation.examples, federation.partition, federation.shards, federation.left_out
+            )
             records.write_json(directory / "partition.json", record)
             adapter = _train(config, federation, home, checkpoint)
             federation.model.load_adapter(adapter)
@@ -144,6 +155,7 @@ def labels(config: Config) -> dict[str, Any]:
         "method": config.method,
         "attack": config.attack.kind,
         "byzantine_fraction": config.attack.fraction,
+        "partition": partition_name(config.partition),
         "seed": config.seed,
     }
 
@@ -154,7 +166,8 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
     Raises:
         FedeatError: the data, the model or the configuration does not allow the run.
     """
-    examples = training_examples(config)
+    data = training_data(config)
+    examples = data.examples
     sets = evaluation_sets(config.evaluation.data)
     split = split_examples(config, examples)
     problems = cohort_problems(config, len(split))
@@ -188,6 +201,7 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
     return Federation(
         model=model,
         examples=examples,
+        left_out=data.left_out,
         partition=split,
         shards=shards,
         malicious=malicious,

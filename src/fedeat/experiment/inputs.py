@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedeat import evaluation, seeding
-from fedeat.config import Config, Source
+from fedeat.config import Config, PartitionSection, Source
 from fedeat.data import OUTPUT_FIELDS, Example, instruction_examples, is_local, partition, read_hub, read_rows
 from fedeat.errors import ConfigError, DataError
 from fedeat.evaluation import EvaluationSet, tasks
@@ -19,17 +19,37 @@ from fedeat.evaluation import EvaluationSet, tasks
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What the clients train on.
+
+    Attributes:
+        examples: all of them.
+        left_out: how many rows were not taken: "blank" without a prompt or an answer, "excluded" by
+            `partition.exclude`.
+    """
+
+    examples: list[Example]
+    left_out: Mapping[str, int]
+
+
 def training_examples(config: Config) -> list[Example]:
+    """All training examples of a configuration; as `training_data`, without what was left out."""
+    return training_data(config).examples
+
+
+def training_data(config: Config) -> TrainingData:
     """All training examples of a configuration: classification tasks by their columns, else instructions.
 
     Raises:
         ConfigError: the configuration names no data.
-        DataError: a file is broken, or a classifier is given free text.
+        DataError: a file is broken, a classifier is given free text, or a value to exclude is in no row.
     """
     if not config.data.train:
         raise ConfigError(["data.train is empty. Expected at least one file or data set to train on."])
     column = None if config.partition.by == "label" else config.partition.by
     examples: list[Example] = []
+    blank = 0
     for source in config.data.train:
         rows = source_rows(source)
         if source.task is not None or _has_labels(rows[0]):
@@ -40,8 +60,21 @@ def training_examples(config: Config) -> list[Example]:
                 'columns (sentence, label; question1, question2, label; ...), or set task = "causal-lm".'
             )
         else:
-            examples += instruction_examples(rows, source=source.path, column=column)
-    return examples
+            found = instruction_examples(rows, source=source.path, column=column)
+            blank += len(rows) - len(found)
+            examples += found
+    excluded = frozenset(config.partition.exclude)
+    kept = [example for example in examples if example.group not in excluded]
+    absent = sorted(excluded - {example.group for example in examples})
+    if absent:
+        present = ", ".join(sorted({str(example.group) for example in examples})[:20])
+        raise DataError(
+            f"partition.exclude names {', '.join(absent)}, which is in no row's {column!r}. There are {present}. "
+            "Correct the value or remove it."
+        )
+    if blank:
+        _log.info("%d training rows have a blank prompt or answer and were left out.", blank)
+    return TrainingData(kept, {"blank": blank, "excluded": len(examples) - len(kept)})
 
 
 def _has_labels(row: Mapping[str, Any]) -> bool:
@@ -108,13 +141,18 @@ def split_examples(config: Config, examples: Sequence[Example]) -> partition.Par
     """The examples of each client.
 
     Raises:
-        DataError: there are fewer examples than clients, or free text is to be skewed by label.
+        DataError: there are fewer examples than clients or clients than tasks, or free text is to be skewed by label.
     """
     section = config.partition
     if section.kind == "iid":
         return partition.iid(len(examples), section.clients, seed=config.seed)
     if section.kind == "column":
         return partition.by_column([example.group or "" for example in examples])
+    if section.kind == "quantity":
+        return partition.quantity(len(examples), section.clients, alpha=section.alpha, seed=config.seed)
+    if section.kind == "task":
+        names = [example.task or "text" for example in examples]
+        return partition.by_task(names, section.clients, seed=config.seed)
     if section.by == "label" and any(example.label is None for example in examples):
         raise DataError(
             'free instruction data has no labels to skew by. Set partition.by to a column such as "category", or '
@@ -122,6 +160,18 @@ def split_examples(config: Config, examples: Sequence[Example]) -> partition.Par
         )
     groups = [group_name(example, section.by) for example in examples]
     return partition.dirichlet(groups, section.clients, alpha=section.alpha, seed=config.seed)
+
+
+def partition_name(section: PartitionSection) -> str:
+    """A partition in words: what a table calls it."""
+    names = {
+        "iid": "even",
+        "dirichlet": f"Dirichlet {section.alpha:g} by {section.by}",
+        "quantity": f"Dirichlet {section.alpha:g} in amount",
+        "task": "one task a client",
+        "column": f"by column {section.by}",
+    }
+    return names[section.kind]
 
 
 def group_name(example: Example, by: str = "label") -> str:

@@ -73,11 +73,17 @@ def timing_line(index: int, seconds: float) -> dict[str, Any]:
 
 
 def partition_record(
-    examples: Sequence[Example], split: partition.Partition, shards: Mapping[int, Sequence[Encoded]]
+    examples: Sequence[Example],
+    split: partition.Partition,
+    shards: Mapping[int, Sequence[Encoded]],
+    left_out: Mapping[str, int],
 ) -> dict[str, Any]:
-    """partition.json: client -> how many examples, how many of them were cut, how many of each label or category."""
+    """partition.json: client -> how many examples, how many of them were cut, how many of each label or category.
+
+    Beside the clients, how many rows of the data nobody trains on, and why.
+    """
     record = {}
     for client, members in enumerate(split):
         counts = Counter(group_name(examples[i], "label" if examples[i].group is None else "column") for i in members)
         record[str(client)] = {**truncation(shards[client]), "counts": dict(sorted(counts.items()))}
-    return {"clients": record}
+    return {"clients": record, "left_out": dict(left_out)}

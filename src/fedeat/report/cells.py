@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import stdtrit
 
@@ -45,44 +45,66 @@ class Row:
     histogram: tuple[tuple[str, int], ...]
     flags: tuple[str, ...]
     run: str
+    partition: str = ""
+    backdoor: float | None = None
+    backdoor_low: float | None = None
+    backdoor_high: float | None = None
+    backdoor_clean: float | None = None
+    backdoor_texts: int = 0
 
     @property
     def condition(self) -> Condition:
         """The condition this row was measured under."""
-        return Condition.of(self.attack, self.byzantine_fraction)
+        return Condition.of(self.attack, self.byzantine_fraction, self.partition)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """An attack and the share of malicious clients, in 0..1; one table and one panel each."""
+    """An attack, the share of malicious clients in 0..1, and the partition; one table and one panel each.
+
+    The partition is "" where a page has but one.
+    """
 
     attack: str
     fraction: float
+    partition: str = ""
 
     @classmethod
-    def of(cls, attack: str, fraction: float) -> Condition:
+    def of(cls, attack: str, fraction: float, partition: str = "") -> Condition:
         """The condition; no attack and no malicious clients are the same one."""
-        return cls("none", 0.0) if attack == "none" or not fraction else cls(attack, fraction)
+        return cls("none", 0.0, partition) if attack == "none" or not fraction else cls(attack, fraction, partition)
 
     @property
     def title(self) -> str:
         """Such as "Sign flip, 30 % malicious clients"."""
+        where = f"; {self.partition}" if self.partition else ""
         if self.attack == "none":
-            return "No malicious clients"
-        name = self.attack.replace("_", " ")
-        return f"{name[:1].upper()}{name[1:]}, {100 * self.fraction:g} % malicious clients"
+            return f"No malicious clients{where}"
+        return f"{attack_name(self.attack)}, {100 * self.fraction:g} % malicious clients{where}"
 
     @property
     def phrase(self) -> str:
         """The same within a sentence: "with 30 % malicious clients (sign flip)"."""
+        where = f" ({self.partition})" if self.partition else ""
         if self.attack == "none":
-            return "without malicious clients"
-        return f"with {100 * self.fraction:g} % malicious clients ({self.attack.replace('_', ' ')})"
+            return f"without malicious clients{where}"
+        name = attack_name(self.attack)
+        inner = name if name.isupper() else name[:1].lower() + name[1:]
+        return f"with {100 * self.fraction:g} % malicious clients ({inner}){where}"
 
     @property
     def short(self) -> str:
         """The same as a file name part."""
-        return "none" if self.attack == "none" else f"{self.attack}-{self.fraction:g}"
+        attack = "none" if self.attack == "none" else f"{self.attack}-{self.fraction:g}"
+        return f"{attack}-{self.partition}" if self.partition else attack
+
+
+def attack_name(attack: str) -> str:
+    """An attack as it is written in a table: "Sign flip", and the literature's capitals."""
+    if attack in ("ipm", "alie"):
+        return attack.upper()
+    name = attack.replace("_", " ")
+    return "NaN" if attack == "nan" else f"{name[:1].upper()}{name[1:]}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +174,22 @@ def conditions(rows: Sequence[Row]) -> list[Condition]:
     found = dict.fromkeys(row.condition for row in rows if row.method != "base")
     found = found or dict.fromkeys(row.condition for row in rows)
     attacks = list(dict.fromkeys(condition.attack for condition in found))
-    return sorted(found, key=lambda item: (item.attack != "none", attacks.index(item.attack), item.fraction))
+    partitions = list(dict.fromkeys(condition.partition for condition in found))
+    return sorted(
+        found,
+        key=lambda item: (
+            partitions.index(item.partition),
+            item.attack != "none",
+            attacks.index(item.attack),
+            item.fraction,
+        ),
+    )
+
+
+def without_common_partition(rows: Sequence[Row]) -> list[Row]:
+    """The rows, none naming its partition where all have the same."""
+    several = len({row.partition for row in rows if row.method != "base"}) > 1
+    return list(rows) if several else [replace(row, partition="") for row in rows]
 
 
 def group(rows: Sequence[Row], condition: Condition) -> dict[tuple[str, str], Cell]:
@@ -251,4 +288,10 @@ def _row(record: Record) -> Row:
         histogram=tuple((str(name), count(value)) for name, value in counted),
         flags=tuple(str(flag) for flag in flags) if isinstance(flags, list | tuple) else (),
         run=str(record.get("run") or ""),
+        partition=str(record.get("partition") or ""),
+        backdoor=share(record.get("backdoor")),
+        backdoor_low=share(record.get("backdoor_low")),
+        backdoor_high=share(record.get("backdoor_high")),
+        backdoor_clean=share(record.get("backdoor_clean")),
+        backdoor_texts=count(record.get("backdoor_texts")),
     )

@@ -24,7 +24,7 @@ from fedeat.report.listings import (
     timing_listing,
 )
 from fedeat.report.pictures import partition_figures, result_figures, round_figures, weight_figures
-from fedeat.report.reading import Records, Run, merge, read_directory
+from fedeat.report.reading import Records, Run, merge, read_directory, read_records
 from fedeat.report.round_figures import all_clients
 from fedeat.report.summary import summarise
 from fedeat.report.tables import FLAG, result_tables
@@ -62,7 +62,7 @@ def write_report_for(directories: Sequence[Path], out: Path) -> Path:
     if not directories:
         raise ValueError("no directory given; expected at least one run or comparison directory")
     page = out if out.suffix in (".html", ".htm") else out / "report.html"
-    return _write_page(merge([read_directory(directory) for directory in directories]), page)
+    return _write_page(merge([read_records(directory) for directory in directories]), page)
 
 
 def differences_in(directory: Path) -> dict[Condition, Comparisons]:
@@ -156,7 +156,8 @@ def _facts(records: Records) -> list[tuple[str, str]]:
     rounds = rounds or ", ".join(dict.fromkeys(str(len(run.rounds)) for run in records.runs))
     seeds = sorted({run.seed for run in records.runs if run.seed is not None} | {row.seed for row in records.rows})
     under = [run.condition for run in records.runs]
-    attacks = list(dict.fromkeys([*conditions(records.rows), *sorted(under, key=lambda item: item.attack != "none")]))
+    found = [*conditions(records.rows), *sorted(under, key=lambda item: item.attack != "none")]
+    attacks = list(dict.fromkeys(Condition.of(item.attack, item.fraction) for item in found))
     facts = [
         ("Model", _model(records)),
         ("Task kind", settings(lambda config: config.get("task"))),
@@ -176,6 +177,10 @@ def _partition(config: Mapping[str, Any]) -> str | None:
     kind = section.get("kind")
     if kind == "dirichlet":
         return f"Dirichlet {plain(section.get('alpha', ''))} by {plain(section.get('by', ''))}"
+    if kind == "quantity":
+        return f"Dirichlet {plain(section.get('alpha', ''))} in amount"
+    if kind == "task":
+        return "one task a client"
     if kind == "column":
         return f"by {plain(section.get('by', ''))}"
     return None if kind is None else plain(kind)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedeat.report.canvas import Canvas, Panel
-from fedeat.report.cells import display_name
+from fedeat.report.cells import attack_name, display_name
 from fedeat.report.figures import accuracy_figure, asr_figure
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import (
@@ -82,8 +82,9 @@ def weight_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
     for run in [*shown, *(run for run in drawn if run not in shown)]:
         condition = run.condition
         several = "" if run.seed is None or len(first_seed) == len(drawn) else f", seed {run.seed}"
-        share = f"{condition.attack.replace('_', ' ')} {100 * condition.fraction:g} %"
+        share = f"{attack_name(condition.attack)} {100 * condition.fraction:g} %"
         where = "no attack" if condition.attack == "none" else share
+        where += f", {condition.partition}" if condition.partition else ""
         figure = weights_figure(run, f"{display_name(run.method)}, {where}{several}", bounds)
         name = f"weights-{run.name}"
         if run in shown:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedeat.errors import RecordError
-from fedeat.report.cells import Condition, Row, read_rows
+from fedeat.report.cells import Condition, Row, read_rows, without_common_partition
 from fedeat.report.values import Record, client_ids, number, table
 
 RUN_FILES = ("metrics.jsonl", "evaluation.json")
@@ -74,7 +74,7 @@ class Run:
     @property
     def condition(self) -> Condition:
         """The attack and the share of malicious clients."""
-        return Condition.of(self.attack, self.byzantine_fraction)
+        return Condition.of(self.attack, self.byzantine_fraction, self.rows[0].partition if self.rows else "")
 
     @property
     def seed(self) -> int | None:
@@ -98,7 +98,24 @@ class Records:
 
 
 def read_directory(directory: Path) -> Records:
-    """The records of a comparison directory or of a single run directory.
+    """The records of a comparison or run directory; a partition is named where there are several.
+
+    Raises:
+        RecordError: the directory does not exist, or is neither a comparison nor a run.
+    """
+    return _without_common_partition(read_records(directory))
+
+
+def _without_common_partition(records: Records) -> Records:
+    rows = without_common_partition(records.rows)
+    if any(row.partition for row in rows if row.method != "base"):
+        return records
+    runs = tuple(replace(run, rows=tuple(replace(row, partition="") for row in run.rows)) for run in records.runs)
+    return replace(records, rows=tuple(rows), runs=runs)
+
+
+def read_records(directory: Path) -> Records:
+    """The records of a comparison directory or of a single run directory, each naming its partition.
 
     Raises:
         RecordError: the directory does not exist, or is neither a comparison nor a run.
@@ -169,14 +186,14 @@ def merge(parts: Sequence[Records]) -> Records:
     runs = [run for part in parts for run in part.runs]
     seen: dict[tuple[object, ...], int] = {}
     for run in runs:
-        key = (run.method, run.attack, run.byzantine_fraction, run.seed)
+        key = (run.method, run.condition, run.seed)
         seen[key] = seen.get(key, 0) + 1
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=f"{index + 1}-{run.name}") for index, run in enumerate(runs)]
     rows = [row for part in parts if not part.runs for row in part.rows]
     kept = []
     for run in runs:
-        if seen[(run.method, run.attack, run.byzantine_fraction, run.seed)] > 1:
+        if seen[(run.method, run.condition, run.seed)] > 1:
             label = f"{run.method} ({run.name})"
             renamed = tuple(replace(row, method=f"{row.method} ({run.name})") for row in run.rows)
             kept.append(replace(run, config={**run.config, "method": label}, rows=renamed))
@@ -188,7 +205,8 @@ def merge(parts: Sequence[Records]) -> Records:
         single = part.runs[0].name if len(part.runs) == 1 else None
         notes += [f"{single}: {note}" if single else note for note in part.notes]
     first = parts[0]
-    return Records(tuple(rows), tuple(kept), first.config, first.config_text, first.environment, tuple(notes))
+    found = Records(tuple(rows), tuple(kept), first.config, first.config_text, first.environment, tuple(notes))
+    return _without_common_partition(found)
 
 
 def _read_comparison(directory: Path) -> Records:

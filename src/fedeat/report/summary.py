@@ -15,13 +15,13 @@ def summarise(tables: Sequence[ResultTable]) -> list[str]:
     """Sentences on the accuracies, and on which methods lose theirs to malicious clients."""
     if not tables:
         return ["Nothing has been evaluated yet."]
-    free = next((table for table in tables if table.condition.attack == "none"), None)
+    free = {table.condition.partition: table for table in tables if table.condition.attack == "none"}
     sentences = []
-    if free is not None:
-        sentences += _attack_free(free)
     for table in tables:
-        if table is not free:
-            sentences += _under_attack(table, free)
+        if table.condition.attack == "none":
+            sentences += _attack_free(table)
+        else:
+            sentences += _under_attack(table, free.get(table.condition.partition))
     return sentences
 
 
@@ -33,7 +33,7 @@ def _attack_free(table: ResultTable) -> list[str]:
         alone = f"The base model alone answers {percent(base)} % correctly, {_over(table)}."
         return [alone] if base is not None else []
     parts = ", ".join(f"{display_name(method)} {percent(value)} %" for method, value in trained.items())
-    sentence = f"Without malicious clients the accuracy, {_over(table)}, is {parts}"
+    sentence = f"{_capital(table.condition.phrase)} the accuracy, {_over(table)}, is {parts}"
     return [sentence + (f"; the base model alone has {percent(base)} %." if base is not None else ".")]
 
 

@@ -27,6 +27,7 @@ from fedeat.report.cells import (
     group,
     method_order,
     read_rows,
+    without_common_partition,
 )
 from fedeat.report.differences import Comparisons
 
@@ -122,7 +123,7 @@ def print_tables(
     never bold.
     """
     known, notes = read_rows(rows)
-    for result in result_tables(known, tested):
+    for result in result_tables(without_common_partition(known), tested):
         names = max(len(display_name(method)) for method in result.methods)
         per_line = max(1, (console.width - min(names, 30) - 2) // 17)
         for start in range(0, len(result.tasks), per_line):
