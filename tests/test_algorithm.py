@@ -97,11 +97,11 @@ def assert_equal_updates(got: Adapter, expected: Adapter, rel: float) -> None:
     assert apart <= rel * norm(expected), f"{apart / norm(expected):.2e}"
 
 
-@pytest.mark.parametrize("weight", [None, 0.7])
+@pytest.mark.parametrize(("weight", "merge"), [(None, True), (None, False), (0.7, True)])
 def test_client_trains_as_the_textbook_does(
-    anyone: str, load: Load, examples: list[Example], weight: float | None
+    anyone: str, load: Load, examples: list[Example], weight: float | None, merge: bool
 ) -> None:
-    model = calm(load(anyone))
+    model = calm(load(anyone, merge_in_ascent=merge))
     start, batches = model.adapter(), batches_of(model, examples)
     if anyone == "llama-classifier":  # given embedding vectors, it cannot tell padding from text
         batches = [model.collate([model.encode(example)]) for example in examples[:2]]
@@ -114,6 +114,16 @@ def test_client_trains_as_the_textbook_does(
     assert update.metrics["steps"] == 4
     assert 0 < update.metrics["perturbation"] <= 0.2 * (1 + 1e-5)
     assert update.metrics["update_norm"] == pytest.approx(norm(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "bert-classifier"])
+def test_checkpointing_changes_no_update(name: str, load: Load, examples: list[Example]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = calm(load(name, gradient_checkpointing=checkpointing))
+        attack = functools.partial(perturbation.pgd, radius=0.2 * model.embedding_unit("l2"), steps=2)
+        found.append(train(model, model.adapter(), batches_of(model, examples), training(perturb=attack)).delta)
+    assert_equal_updates(found[1], found[0], 1e-6)
 
 
 def test_textbook_without_an_ascent_is_plain_training(causal: str, load: Load, examples: list[Example]) -> None:
@@ -328,6 +338,9 @@ class Quadratic:
 
     def supervised_logits(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
         return (self.embed(batch) + (0 if delta is None else delta)).reshape(-1, 2)[batch.rows] @ self.weight
+
+    def supervised_losses(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(self.supervised_logits(batch, delta), batch.targets, reduction="none")
 
     training = attacking = staticmethod(nullcontext)
 

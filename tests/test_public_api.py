@@ -20,7 +20,8 @@ ALGORITHM = (
     {"protocols", "geometry"},
     {"objective", "aggregation"},
     {"perturbation"},
-    {"algorithm"},
+    {"passes"},
+    {"variants", "algorithm"},
 )
 LAYERS = (
     *ALGORITHM,

@@ -10,19 +10,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedeat import seeding
 from fedeat.errors import QuorumError
-from fedeat.objective import Objective, sample_sum, token_mean
+from fedeat.objective import Objective
+from fedeat.passes import B, Gradient, in_memory, on_share, trained
 from fedeat.perturbation import Norm, Perturb, realised_norm
-from fedeat.protocols import Aggregated, Batch, Model
+from fedeat.protocols import Aggregated, Model
 from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, norm, validate
-
-B = TypeVar("B", bound=Batch)
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,9 @@ class LocalTraining:
         norm: the ball's norm, for the record of realised perturbations.
         unit: > 0, length that a relative radius of 1 stands for, for the same record.
         max_grad_norm: > 0, gradients are clipped to this L2 norm; None leaves them.
+        every: >= 1, each `every`-th batch is perturbed, the first among them; the others are trained on clean.
+        share: 0..1, of a perturbed batch's samples that are perturbed, drawn at random.
+        variant: another way to a step's gradient, from `fedeat.variants`, in place of `perturb` and `objective`.
     """
 
     local_epochs: int
@@ -46,6 +48,9 @@ class LocalTraining:
     norm: Norm = "l2"
     unit: float = 1.0
     max_grad_norm: float | None = 1.0
+    every: int = 1
+    share: float = 1.0
+    variant: Gradient[Any] | None = None
 
 
 def client_update(
@@ -76,26 +81,22 @@ def client_update(
     model.load_adapter(adapter)  # copy the global model
     parameters = list(model.adapter_parameters().values())
     optimizer = training.optimizer(parameters)
-    losses: list[float] = []
-    lengths: list[float] = []
+    losses: list[Tensor] = []
+    lengths: list[Tensor] = []
     tokens = positions = 0
+    parts = 1
     for epoch in range(training.local_epochs):  # E local epochs
         for batch in batches(epoch):
-            delta = None
-            if training.perturb is not None:  # embed the prompt, raise the loss inside the ball
-                with model.attacking():
-                    attacked = functools.partial(_attacked_loss, model, batch)
-                    delta = training.perturb(attacked, model.embed(batch), batch.perturbable, generator)
-                lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
             # Cleared before the step, so that what an interrupted step left behind does not leak into this one.
             optimizer.zero_grad(set_to_none=True)
-            with model.training():  # one step on the loss at the perturbed embeddings
-                loss = training.objective(functools.partial(_trained_loss, model, batch), delta)
-                torch.autograd.backward(loss)
+            gradient = gradient_of(training, len(losses))
+            loss, delta, parts = in_memory(gradient, model, batch, generator, parts)
             if training.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(loss)
+            if delta is not None:
+                lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
             tokens += int(batch.attention_mask.sum())
             positions += batch.attention_mask.numel()
     optimizer.zero_grad(set_to_none=True)
@@ -108,6 +109,41 @@ def client_update(
         "update_norm": norm(delta_adapter),
     }
     return ClientUpdate(client_id, delta_adapter, num_examples, metrics)
+
+
+def adversarial_gradient(
+    model: Model[B],
+    batch: B,
+    generator: torch.Generator,
+    *,
+    perturb: Perturb | None,
+    objective: Objective,
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """One batch of Algorithm 1: raise the loss inside the ball, then take the gradient at the worst point found.
+
+    Returns:
+        The loss and the perturbation; the gradient is left at the adapter's parameters.
+    """
+    delta = None
+    if perturb is not None:  # embed the prompt, raise the loss inside the ball
+        with model.attacking():
+            delta = on_share(perturb, model, batch, generator, share=share)
+    with model.training():  # the loss at the perturbed embeddings
+        loss = objective(trained(model, batch), delta)
+        torch.autograd.backward(loss.sum())
+    return loss.detach(), delta
+
+
+def gradient_of(training: LocalTraining, step: int) -> Gradient[Any]:
+    """How the `step`-th step, 0, 1, ..., finds its gradient."""
+    if step % training.every:
+        return functools.partial(adversarial_gradient, perturb=None, objective=training.objective)
+    if training.variant is not None:
+        return training.variant
+    return functools.partial(
+        adversarial_gradient, perturb=training.perturb, objective=training.objective, share=training.share
+    )
 
 
 RunClients: TypeAlias = Callable[[Adapter, Sequence[int], int], list[ClientUpdate]]
@@ -224,13 +260,5 @@ def server_round(
     )
 
 
-def _attacked_loss(model: Model[B], batch: B, delta: Tensor | None) -> Tensor:
-    return sample_sum(model.supervised_logits(batch, delta), batch.targets, batch.samples)
-
-
-def _trained_loss(model: Model[B], batch: B, delta: Tensor | None) -> Tensor:
-    return token_mean(model.supervised_logits(batch, delta), batch.targets)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[Tensor]) -> float:
+    return sum(map(float, values)) / len(values) if values else 0.0

@@ -38,25 +38,47 @@ def mixed(loss: LossOfDelta, delta: Tensor | None, *, weight: float) -> Tensor:
     return clean if delta is None else clean + weight * loss(delta)
 
 
-def token_mean(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over all supervised rows of a batch: the training loss.
+def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each supervised row, (N,) float32.
 
     Args:
         logits: (N, V), any float dtype; the loss is computed in float32.
         targets: (N,) int64.
     """
-    return F.cross_entropy(logits.float(), targets)
+    return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+
+
+def token_mean(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over all supervised rows of a batch: the training loss."""
+    return row_losses(logits, targets).mean()
 
 
 def sample_sum(logits: Tensor, targets: Tensor, samples: Tensor) -> Tensor:
-    """Sum over samples of each sample's mean cross-entropy: the loss that an attack raises.
+    """Sum over samples of each sample's mean cross-entropy: the loss that an attack raises."""
+    return sum_over_samples(row_losses(logits, targets), samples)
+
+
+def sum_over_samples(losses: Tensor, samples: Tensor) -> Tensor:
+    """Sum over samples of each sample's mean loss.
 
     A sum over samples, so that a sample's gradient, and with it its perturbation, does not depend on its batch.
 
     Args:
-        logits: (N, V).
-        targets: (N,) int64.
+        losses: (N,) float32, one a supervised row.
         samples: (N,) int64, the sample each row belongs to.
     """
-    counts = torch.bincount(samples)[samples]
-    return (F.cross_entropy(logits.float(), targets, reduction="none") / counts).sum()
+    samples = samples.to(losses.device)
+    return (losses / torch.bincount(samples)[samples]).sum()
+
+
+def divergence(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the perturbed prediction from the clean one, for each supervised row, (N,).
+
+    Args:
+        clean: (N, V) logits of the clean input; -inf where a class cannot be answered.
+        perturbed: (N, V), the same of the perturbed input.
+    """
+    # A class that cannot be answered has probability 0 in both; its infinities would make 0 * (inf - inf).
+    lowest = torch.finfo(torch.float32).min / 2
+    p, q = (logits.float().clamp_min(lowest).log_softmax(-1) for logits in (clean, perturbed))
+    return (p.exp() * (p - q)).sum(-1)

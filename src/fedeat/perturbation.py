@@ -13,6 +13,7 @@ A perturbation is found by ascent on the loss: PGD (Madry et al., 2018), its sin
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -63,24 +64,53 @@ def pgd(
     Raises:
         ValueError: a number is out of its range, or the norm is unknown.
     """
-    if not radius >= 0 or steps < 0 or (step_size is not None and not step_size >= 0):
-        raise ValueError(f"expected radius >= 0, steps >= 0, step_size >= 0, got {radius}, {steps}, {step_size}")
-    keep = mask.unsqueeze(-1).to(torch.float32)
-    delta = torch.zeros(embeddings.shape, dtype=torch.float32, device=embeddings.device)
-    if radius == 0:
-        return delta
-    if start == "random":
-        delta = random(loss, embeddings, mask, generator, radius=radius, norm=norm)
-    size = 2.5 * radius / max(steps, 1) if step_size is None else step_size
-    for _ in range(steps):
+    ascent = Ascent(radius, steps, step_size, norm, projection, start)
+    delta = begin(ascent, embeddings, mask, generator)
+    for _ in range(steps if radius > 0 else 0):
         delta.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(delta), delta)
-        gradient = gradient * keep
-        if projection == "accumulated":
-            delta = project(delta.detach() + size * direction(gradient, norm=norm), radius=radius, norm=norm)
-        else:
-            delta = delta.detach() + project(size * gradient, radius=radius, norm=norm)  # Eq. 3 as printed
+        delta = climb(ascent, delta, gradient, mask)
     return delta.detach()
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How an ascent moves; the same numbers as `pgd` takes, for variants that find gradients their own way.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    radius: float
+    steps: int
+    step_size: float | None = None
+    norm: Norm = "l2"
+    projection: Projection = "accumulated"
+    start: Start = "zero"
+
+    def __post_init__(self) -> None:
+        size = self.step_size
+        if not self.radius >= 0 or self.steps < 0 or (size is not None and not size >= 0):
+            raise ValueError(
+                f"expected radius >= 0, steps >= 0, step_size >= 0, got {self.radius}, {self.steps}, {size}"
+            )
+
+
+def begin(ascent: Ascent, embeddings: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Where an ascent starts: delta (B, T, H) float32, zero or random in the ball, zero off the mask."""
+    if ascent.start == "random" and ascent.radius > 0:
+        return random(_no_loss, embeddings, mask, generator, radius=ascent.radius, norm=ascent.norm)
+    return torch.zeros(embeddings.shape, dtype=torch.float32, device=embeddings.device)
+
+
+def climb(ascent: Ascent, delta: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
+    """One step of an ascent from delta (B, T, H) along the loss's gradient there; detached."""
+    size = 2.5 * ascent.radius / max(ascent.steps, 1) if ascent.step_size is None else ascent.step_size
+    gradient = gradient * mask.unsqueeze(-1).to(torch.float32)
+    if ascent.projection == "step":
+        return delta.detach() + project(size * gradient, radius=ascent.radius, norm=ascent.norm)  # Eq. 3 as printed
+    moved = delta.detach() + size * direction(gradient, norm=ascent.norm)
+    return project(moved, radius=ascent.radius, norm=ascent.norm)
 
 
 def fgsm(
@@ -146,17 +176,22 @@ def project(delta: Tensor, *, radius: float, norm: Norm) -> Tensor:
     return delta * torch.where(length > radius, radius / length, 1.0)
 
 
-def realised_norm(delta: Tensor, mask: Tensor, *, norm: Norm) -> float:
+def realised_norm(delta: Tensor, mask: Tensor, *, norm: Norm) -> Tensor:
     """Mean length of the perturbation over what one ball bounds (token, sample, or coordinate), in embedding units.
 
     Args:
         delta: (B, T, H).
         mask: (B, T) bool, where a perturbation may act.
+
+    Returns:
+        A scalar, left on its device: reading it there would wait for the accelerator.
     """
     if norm == "l2-sequence":
-        return float(delta.flatten(1).norm(dim=1).mean())
-    lengths = delta.abs().amax(-1) if norm == "linf" else delta.norm(dim=-1)
-    return float(lengths[mask].mean()) if bool(mask.any()) else 0.0
+        samples: Tensor = delta.flatten(1).norm(dim=1)
+        return samples.mean()
+    lengths: Tensor = delta.abs().amax(-1) if norm == "linf" else delta.norm(dim=-1)
+    kept = lengths[mask]
+    return kept.mean() if len(kept) else kept.sum()
 
 
 def _length(tensor: Tensor, norm: Norm) -> Tensor:
@@ -165,3 +200,7 @@ def _length(tensor: Tensor, norm: Norm) -> Tensor:
         raise ValueError(f'expected norm "l2", "l2-sequence" or "linf", got {norm!r}')
     length: Tensor = torch.linalg.vector_norm(tensor, dim=(1, 2) if norm == "l2-sequence" else 2, keepdim=True)
     return length
+
+
+def _no_loss(delta: Tensor | None) -> Tensor:
+    raise AssertionError("a random perturbation looks at no loss")

@@ -5,9 +5,9 @@ Any class with these attributes will do; the algorithms know no model library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ class Batch(Protocol):
     def attention_mask(self) -> Tensor:
         """(B, T) int64, 1 at tokens."""
 
+    def mean(self, losses: Tensor) -> Tensor:
+        """Training loss, the mean of the supervised rows' losses (N,); of several clients' batches one each, (m,)."""
+
+    def select(self, samples: Sequence[int]) -> Self:
+        """Some of the samples, in the order given, padded to the same T."""
+
 
 B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
 
@@ -55,6 +61,15 @@ class Model(Protocol[B_contra]):
 
     def supervised_logits(self, batch: B_contra, delta: Tensor | None = None) -> Tensor:
         """(N, V), logits of the supervised rows with `delta` (B, T, H) added to the embeddings."""
+
+    def supervised_losses(self, batch: B_contra, delta: Tensor | None = None) -> Tensor:
+        """(N,) float32, cross-entropy of the supervised rows with `delta` (B, T, H) added to the embeddings."""
+
+    def first_layer(self, batch: B_contra, delta: Tensor | None = None) -> Tensor:
+        """(B, T, H), the first layer's output; nothing behind it is run. Asked for by YOPO alone."""
+
+    def from_first_layer(self, batch: B_contra, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The supervised losses and, from the same pass, the first layer's output. Asked for by YOPO alone."""
 
     def training(self) -> AbstractContextManager[None]:
         """Mode of a training step: the adapter's dropout on."""

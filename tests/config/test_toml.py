@@ -252,3 +252,19 @@ def test_every_key_says_what_it_means() -> None:
 def test_a_key_set_to_none_takes_nothing_else_along(make_config: MakeConfig) -> None:
     settings = load(make_config(aggregation={"rule": "mean", "tolerance": 1e-6}))
     assert with_values(settings, {"aggregation.byzantine": None}) == settings
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"objective": "kl"}, 'needs start = "random"'),
+        ({"objective": "kl", "start": "random", "share": 0.5}, "perturbs whole batches"),
+        ({"objective": "freelb", "kind": "fgsm"}, 'needs kind = "pgd"'),
+        ({"objective": "freelb", "steps": 1}, "the clean input alone"),
+        ({"objective": "freelb", "yopo_inner": 2}, "Choose one"),
+        ({"harvest_clean_gradient": True}, 'needs objective = "mixed"'),
+        ({"yopo_inner": 3, "projection": "step"}, 'projection = "accumulated"'),
+    ],
+)
+def test_variants_of_the_step_that_do_not_fit_together_are_told(keys: dict[str, Any], expected: str) -> None:
+    assert expected in problems_of(minimal(perturbation=keys))

@@ -272,3 +272,26 @@ def test_batches_of_like_length_pad_little() -> None:
     groups = length_grouped(lengths, 8, generator=torch.Generator().manual_seed(0))
     padded = sum(len(group) * max(lengths[i] for i in group) for group in groups)
     assert padded < 1.12 * sum(lengths)  # in random batches it is 1.7 times
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=80),
+    size=st.integers(1, 9),
+    tokens=st.integers(1, 120),
+    seed=st.integers(0, 5),
+)
+def test_batches_stay_within_their_tokens_and_hold_every_example_once(
+    lengths: list[int], size: int, tokens: int, seed: int
+) -> None:
+    groups = length_grouped(lengths, size, generator=torch.Generator().manual_seed(seed), tokens=tokens)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) <= size
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= tokens
+
+
+def test_token_budget_beyond_reach_changes_no_batch() -> None:
+    lengths = [3 + index % 17 for index in range(70)]
+    bounded = length_grouped(lengths, 4, generator=torch.Generator().manual_seed(1), tokens=10**6)
+    assert bounded == length_grouped(lengths, 4, generator=torch.Generator().manual_seed(1))

@@ -306,3 +306,25 @@ def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
     summary, client = round_lines(result, malicious={2})
     assert summary["loss"] != summary["loss"]  # NaN, null in the file
     assert (client["malicious"], client["update_norm"]) == (True, 2.0)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"objective": "freelb", "steps": 2},
+        {"objective": "kl", "start": "random"},
+        {"objective": "mixed", "harvest_clean_gradient": True, "every": 2},
+        {"yopo_inner": 2, "attack_dtype": "bfloat16"},
+        {"share": 0.5, "merge": False},
+    ],
+    ids=lambda keys: "+".join(keys),
+)
+def test_each_variant_of_the_step_trains_and_is_recorded(
+    make_config: MakeConfig, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"client": {"tokens_per_batch": 40}, "evaluation": {"data": []}}
+    path = make_config(perturbation=keys, federation={"rounds": 1}, **options)
+    experiment.run(load(path), tmp_path / "run")
+    clients = lines(tmp_path / "run", "client")
+    assert len(clients) == 4
+    assert all(line["perturbation"] > 0 and line["update_norm"] > 0 and 0 <= line["padding"] < 1 for line in clients)

@@ -215,7 +215,7 @@ def test_adapter_dropout_acts_in_training_alone(load: Load, examples: list[Examp
         with model.attacking():
             attacked = model.supervised_logits(batch)
         with model.evaluating():
-            assert torch.equal(attacked, model.supervised_logits(batch))
+            torch.testing.assert_close(attacked, model.supervised_logits(batch), rtol=1e-3, atol=1e-4)
 
 
 def test_attack_mode_freezes_parameters_and_restores_them_after_an_error(load: Load) -> None:

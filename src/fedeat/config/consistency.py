@@ -89,6 +89,31 @@ def _perturbation(config: Config) -> Iterator[str]:
             f"perturbation.weight is {config.perturbation.weight}, expected >= 0. The paper's Eq. 2 prints a minus "
             "sign, which rewards a high adversarial loss; training on it diverges."
         )
+    section = config.perturbation
+    variants = {
+        'objective = "freelb"': section.objective == "freelb",
+        "harvest_clean_gradient": section.harvest_clean_gradient,
+        "yopo_inner": section.yopo_inner > 0,
+    }
+    chosen = [name for name, is_set in variants.items() if is_set]
+    if len(chosen) > 1:
+        yield f"perturbation: {' and '.join(chosen)} are ways of their own to a step. Choose one."
+    for name in chosen if section.kind != "none" else ():
+        if section.kind != "pgd" or section.projection != "accumulated":
+            yield f'perturbation: {name} needs kind = "pgd" and projection = "accumulated".'
+        if section.share < 1:
+            yield f"perturbation: {name} perturbs whole batches. Set share to 1."
+    if section.objective == "freelb" and section.steps == 1 and section.start == "zero":
+        yield 'perturbation.objective = "freelb" with one step from zero trains on the clean input alone. Raise steps.'
+    if section.harvest_clean_gradient and (section.objective != "mixed" or section.start != "zero"):
+        yield 'perturbation.harvest_clean_gradient needs objective = "mixed" and start = "zero".'
+    if section.yopo_inner and section.objective == "kl":
+        yield 'perturbation.yopo_inner raises the loss, not a divergence. Set objective to "adversarial" or "mixed".'
+    if section.objective == "kl" and section.kind != "none":
+        if section.start != "random" and section.kind != "random":
+            yield 'perturbation.objective = "kl" needs start = "random": at zero, the divergence has no gradient.'
+        if section.share < 1:
+            yield 'perturbation.objective = "kl" perturbs whole batches. Set share to 1.'
 
 
 def _aggregation(config: Config) -> Iterator[str]:

@@ -135,7 +135,10 @@ class ClientSection(Section):
 
     local_epochs: int = Field(1, ge=1, description="E")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps a round at most; no limit where not set")
-    batch_size: int = Field(8, ge=1, description="examples a step")
+    batch_size: int = Field(8, ge=1, description="examples a step, at most where tokens_per_batch is set")
+    tokens_per_batch: int | None = Field(
+        None, ge=1, description="tokens a step at most, padding counted; no limit where not set"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh every round")
     learning_rate: float = Field(2e-4, gt=0, description="of the first round")
     schedule: Literal["constant", "linear"] = Field(
@@ -158,10 +161,26 @@ class PerturbationSection(Section):
     )
     start: Literal["zero", "random"] = Field("zero", description="where the ascent begins")
     radius_warmup: int = Field(0, ge=0, description="rounds over which the radius grows from 0; for a fresh head")
-    objective: Literal["adversarial", "mixed"] = Field(
-        "adversarial", description="adversarial loss alone (Alg. 1), or clean + weight * adversarial (Eq. 2)"
+    objective: Literal["adversarial", "mixed", "freelb", "kl"] = Field(
+        "adversarial",
+        description="adversarial loss alone (Alg. 1); mixed, clean + weight * adversarial (Eq. 2); freelb, the mean "
+        "over the ascent's points; kl, clean + weight * divergence",
     )
-    weight: float = Field(1.0, description="lambda >= 0 of the mixed objective")
+    weight: float = Field(1.0, description="lambda >= 0 of the mixed and kl objectives")
+    every: int = Field(1, ge=1, description="each so many-th batch is perturbed, the others are trained on clean")
+    share: float = Field(1.0, gt=0, le=1, description="of a perturbed batch's samples that are perturbed")
+    merge: bool = Field(
+        True, description="ascend on the adapter merged into a copy of the weights: faster, at that copy's memory"
+    )
+    attack_dtype: Literal["bfloat16"] | None = Field(
+        None, description="of the weights in the ascent, in a copy; the base's own where it is not set"
+    )
+    harvest_clean_gradient: bool = Field(
+        False, description="the mixed objective's clean pass is the ascent's first too"
+    )
+    yopo_inner: int = Field(
+        0, ge=0, description="YOPO: steps through the first layer alone that each ascent pass serves; 0 is without"
+    )
 
 
 class AggregationSection(Section):

@@ -271,7 +271,9 @@ def collate(encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
     )
 
 
-def length_grouped(lengths: Sequence[int], batch_size: int, *, generator: torch.Generator) -> list[list[int]]:
+def length_grouped(
+    lengths: Sequence[int], batch_size: int, *, generator: torch.Generator, tokens: int | None = None
+) -> list[list[int]]:
     """Indices in batches of similar length, in random order, so that little padding is computed.
 
     Examples are shuffled, cut into pools of 16 batches, sorted by length inside a pool, and the batches shuffled.
@@ -280,14 +282,30 @@ def length_grouped(lengths: Sequence[int], batch_size: int, *, generator: torch.
         lengths: tokens of each example.
         batch_size: >= 1, examples a batch; the last of a pool may be smaller.
         generator: of the order.
+        tokens: >= 1, of a batch at most, its padding counted; None for no limit. An example longer than that is a
+            batch of its own.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     pool = 16 * batch_size
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         part = sorted(order[start : start + pool], key=lambda index: lengths[index])
-        batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
+        batches.extend(_packed(part, lengths, batch_size, tokens))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _packed(order: Sequence[int], lengths: Sequence[int], batch_size: int, tokens: int | None) -> list[list[int]]:
+    """Indices in rising order of length, cut into batches."""
+    batches: list[list[int]] = []
+    for index in order:
+        fits = bool(batches) and len(batches[-1]) < batch_size
+        if fits and tokens is not None:  # what comes is the longest so far, so all are padded to it
+            fits = (len(batches[-1]) + 1) * lengths[index] <= tokens
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -88,6 +88,28 @@ class Batch:
     classes: Tensor | None = None
     token_type_ids: Tensor | None = None
 
+    def mean(self, losses: Tensor) -> Tensor:
+        """Mean of the supervised rows' losses (N,), a scalar."""
+        return losses.mean()
+
+    def select(self, samples: Sequence[int]) -> Batch:
+        """Some of the samples, in the order given, padded to the same T."""
+        length = self.input_ids.shape[1] if self.classes is None else 1
+        kept = [(self.samples == sample).nonzero().flatten() for sample in samples]
+        at = torch.cat(kept) if kept else self.samples[:0]
+        new = torch.cat([torch.full_like(found, b) for b, found in enumerate(kept)]) if kept else self.samples[:0]
+        index = torch.tensor(samples, dtype=torch.long, device=self.input_ids.device)
+        return Batch(
+            self.input_ids[index],
+            self.attention_mask[index],
+            self.perturbable[index],
+            self.rows[at] + (new - self.samples[at]) * length,
+            self.targets[at],
+            new,
+            None if self.classes is None else self.classes[index],
+            None if self.token_type_ids is None else self.token_type_ids[index],
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -25,13 +25,15 @@ class Batching:
     """How a client's examples become batches.
 
     Attributes:
-        batch_size: >= 1, samples a step.
+        batch_size: >= 1, samples a step at most.
         max_steps: >= 1, steps a round at most, None for no limit. With fewer steps than an epoch holds, each round
             sees another random part of the data.
+        tokens: >= 1, tokens of a batch at most, its padding counted; None for no limit.
     """
 
     batch_size: int
     max_steps: int | None = None
+    tokens: int | None = None
 
 
 def run_clients(
@@ -90,7 +92,8 @@ def _batches(
     model: AdaptedModel, shard: Sequence[Encoded], batching: Batching, epoch: int, *, seed: int
 ) -> Iterator[Batch]:
     generator = seeding.generator(seed, epoch)
-    groups = length_grouped([len(item.input_ids) for item in shard], batching.batch_size, generator=generator)
+    lengths = [len(item.input_ids) for item in shard]
+    groups = length_grouped(lengths, batching.batch_size, generator=generator, tokens=batching.tokens)
     limit = len(groups)
     if batching.max_steps is not None:
         limit = max(0, batching.max_steps - epoch * len(groups))

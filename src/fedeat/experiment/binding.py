@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from fedeat import aggregation, objective, perturbation, seeding
+from fedeat import aggregation, objective, perturbation, seeding, variants
 from fedeat.algorithm import Aggregate, LocalTraining, RunClients
 from fedeat.attacks import backdoor, byzantine, collusion
 from fedeat.attacks.poisoning import flip_labels, plant_backdoor
@@ -37,6 +37,8 @@ def model_source(config: Config, examples: Sequence[Example]) -> ModelSource:
         device=section.device,
         template=config.data.template,
         max_length=config.data.max_length,
+        merge_in_ascent=config.perturbation.merge,
+        attack_dtype=config.perturbation.attack_dtype,
     )
 
 
@@ -64,6 +66,8 @@ def local_training(config: Config, unit: float, index: int) -> LocalTraining:
     objectives: Mapping[str, objective.Objective] = {
         "adversarial": objective.adversarial,
         "mixed": functools.partial(objective.mixed, weight=section.weight),
+        "freelb": objective.adversarial,  # these two are variants; batches left clean are trained on the clean loss
+        "kl": objective.adversarial,
     }
     return LocalTraining(
         local_epochs=config.client.local_epochs,
@@ -77,7 +81,38 @@ def local_training(config: Config, unit: float, index: int) -> LocalTraining:
         norm=section.norm,
         unit=unit,
         max_grad_norm=config.client.max_grad_norm or None,
+        every=section.every,
+        share=section.share,
+        variant=variant(section, objectives[section.objective], unit=unit * warmup),
     )
+
+
+def variant(
+    section: PerturbationSection, minimised: objective.Objective, *, unit: float
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None:
+    """The variant of a step that a configuration names; None for Algorithm 1 as it is.
+
+    Args:
+        section: its lengths are relative.
+        minimised: what YOPO's step lowers.
+        unit: the absolute length of a relative radius of 1.
+    """
+    perturb = perturb_function(section, unit=unit)
+    if perturb is None:
+        return None
+    if section.objective == "kl":
+        return functools.partial(variants.kl, perturb=perturb, weight=section.weight)
+    step = None if section.step_size is None else section.step_size * unit
+    ascent = perturbation.Ascent(
+        section.radius * unit, section.steps, step, section.norm, section.projection, section.start
+    )
+    if section.objective == "freelb":
+        return functools.partial(variants.freelb, ascent=ascent)
+    if section.harvest_clean_gradient:
+        return functools.partial(variants.harvested, ascent=ascent, weight=section.weight)
+    if section.yopo_inner:
+        return functools.partial(variants.yopo, ascent=ascent, inner=section.yopo_inner, objective=minimised)
+    return None
 
 
 def perturb_function(section: PerturbationSection, *, unit: float) -> perturbation.Perturb | None:

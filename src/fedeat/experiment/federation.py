@@ -181,7 +181,7 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
         in_process.run_clients,
         model=model,
         training=functools.partial(local_training, config, model.embedding_unit(config.perturbation.norm)),
-        batching=in_process.Batching(config.client.batch_size, config.client.max_steps),
+        batching=in_process.Batching(config.client.batch_size, config.client.max_steps, config.client.tokens_per_batch),
         seed=config.seed,
         on_client=_count_clients(config, len(split), progress),
     )

@@ -1,8 +1,7 @@
 """A Hugging Face model with a LoRA adapter, perturbable at its embeddings.
 
-One class serves every architecture: the perturbation is added by a forward hook on `get_input_embeddings()` while
-token ids are passed as usual, so position embeddings, embedding scales and attention masks stay the model's own
-business; and logits are computed at supervised positions alone by a hook before the output head.
+One class serves every architecture: `hooks` perturb and select rows, `lora_paths` are the ways through the adapted
+layers in training and in the ascent, `head_losses` are the losses over a large vocabulary.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedeat import seeding
 from fedeat.data import Batch, Encoded, Example, encoding
 from fedeat.errors import ModelError
-from fedeat.model import loading
+from fedeat.model import head_losses, hooks, loading, lora_paths
 from fedeat.model.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
+from fedeat.model.generation import greedy
 from fedeat.model.loading import Kind, Lora, ModelSource, load_tokenizer
+from fedeat.model.parameters import trainable
+from fedeat.objective import row_losses
 from fedeat.updates import Adapter
 
 __all__ = ["SIDECAR", "AdaptedModel", "Kind", "Lora", "ModelSource", "load_model", "load_tokenizer"]
@@ -51,7 +51,7 @@ class AdaptedModel:
         self.heads = _head_rows(source.heads or {})
         self.max_length = source.max_length
         self._base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
-        self._parameters = _adapter_parameters(network)
+        self._parameters = trainable(network)
         self._lora_dropouts = [
             module
             for name, module in network.named_modules()
@@ -62,11 +62,21 @@ class AdaptedModel:
             for module in self._base.modules()
             if source.gradient_checkpointing and isinstance(module, GradientCheckpointingLayer)
         ]
+        self._plain = lora_paths.plain_layers(network)
+        self._ascent = lora_paths.AscentWeights(
+            self._base,
+            self._plain if source.merge_in_ascent else [],
+            self._parameters.values(),
+            None if source.attack_dtype is None else getattr(torch, source.attack_dtype),
+        )
+        self._vocabulary: int | None = None
         self._marks = encoding.marks_of(tokenizer)
         if self.kind == "causal-lm":
             self._template = encoding.template_named(source.template, tokenizer)
             if self._base.get_output_embeddings() is None:
                 raise ModelError(f"{type(self._base).__name__} has no output head. Expected a causal language model.")
+            if head_losses.can_stand_alone(self._base):
+                self._vocabulary = int(self._base.get_output_embeddings().weight.shape[0])
         # Some tokenizers number segments for models that take none, or know but one.
         self._takes_segments = (
             "token_type_ids" in inspect.signature(self._base.forward).parameters
@@ -109,7 +119,7 @@ class AdaptedModel:
 
     # The algorithm's view (fedeat.protocols.Model)
 
-    def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
+    def adapter_parameters(self) -> Mapping[str, torch.nn.Parameter]:
         """The trainable parameters under PEFT's names for saved tensors."""
         return self._parameters
 
@@ -169,40 +179,81 @@ class AdaptedModel:
             ModelError: the embedding module did not fire exactly once, or returned another shape than delta's; or
                 the output head did not.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.token_type_ids is not None and self._takes_segments:
-            inputs["token_type_ids"] = batch.token_type_ids
         logits: Tensor
-        with self._added_to_embeddings(delta):
-            if self.kind == "causal-lm":
-                with self._head_on_rows(batch.rows):
-                    logits = self._base(**inputs, use_cache=False).logits
-                return logits.reshape(-1, logits.shape[-1])
-            logits = self._base(**inputs).logits
+        if self.kind == "causal-lm":
+            with hooks.added_to_embeddings(self._base, delta), hooks.head_on_rows(self._base, batch.rows):
+                logits = self._base(**self._inputs(batch), use_cache=False).logits
+            return logits.reshape(-1, logits.shape[-1])
+        with hooks.added_to_embeddings(self._base, delta):
+            logits = self._base(**self._inputs(batch)).logits
         if batch.classes is None:
             return logits
         index = torch.arange(logits.shape[-1], device=logits.device)
-        outside = (index < batch.classes[:, :1]) | (index >= batch.classes[:, 1:])
+        classes = batch.classes.to(logits.device)
+        outside = (index < classes[:, :1]) | (index >= classes[:, 1:])
         return logits.masked_fill(outside, float("-inf"))
+
+    def supervised_losses(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
+        """(N,) float32, cross-entropy of the supervised rows; arguments and errors as `supervised_logits`.
+
+        Where the logits would be more than `head_losses.CHUNK` numbers, they are made and used chunk by chunk.
+        """
+        width = self._vocabulary
+        if width is None or len(batch.rows) * width <= head_losses.CHUNK:
+            return row_losses(self.supervised_logits(batch, delta), batch.targets)
+        with hooks.added_to_embeddings(self._base, delta):
+            output = self._base.base_model(**self._inputs(batch), use_cache=False)
+        hidden = output.last_hidden_state
+        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.rows.to(hidden.device)]
+        with head_losses.head_alone(self._base, output) as head:
+            rows = max(head_losses.CHUNK // width, 1)
+            return head_losses.chunked_losses(hidden, batch.targets.to(hidden.device), head, rows=rows)
+
+    def first_layer(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
+        """(B, T, H), the first layer's output; nothing behind it is run.
+
+        Raises:
+            ModelError: the model has no layers that transformers marks as such.
+        """
+        seen: list[Tensor] = []
+        with hooks.seen_behind(self._first(), seen, stop=True), hooks.added_to_embeddings(self._base, delta):
+            self._base(**self._inputs(batch))
+        return seen[0]
+
+    def from_first_layer(self, batch: Batch, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The supervised losses and, from the same pass, the first layer's output (B, T, H).
+
+        Raises:
+            ModelError: as `first_layer`.
+        """
+        seen: list[Tensor] = []
+        with hooks.seen_behind(self._first(), seen, stop=False):
+            losses = self.supervised_losses(batch, delta)
+        return losses, seen[0]
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Adapter dropout on. Dropout inside the frozen base stays off: only the adapter is being fitted."""
-        with self._awake([*self._lora_dropouts, *self._checkpointed]):
+        # Every module is in eval mode between calls. `train()` on the whole network would also switch on the frozen
+        # base's dropout, and `eval()` alone switches gradient checkpointing off, silently.
+        awake = [*self._lora_dropouts, *self._checkpointed]
+        fusible = [layer for layer in self._plain if lora_paths.can_fuse(layer)]
+        with hooks.modes(awake, training=True), lora_paths.routed(fusible, lora_paths.fused):
             yield
 
     @contextlib.contextmanager
     def attacking(self) -> Iterator[None]:
-        """All dropout off, no gradient for any parameter; gradients still flow to the embeddings."""
-        parameters = list(self._parameters.values())
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            with self._awake(self._checkpointed):
-                yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+        """All dropout off, no gradient for any parameter; gradients still flow to the embeddings.
+
+        Where `source.merge_in_ascent`, the adapter is merged into a copy of the base's weights: the adapter must not
+        be changed within.
+        """
+        with (
+            hooks.frozen(list(self._parameters.values())),
+            hooks.modes(self._checkpointed, training=True),
+            self._ascent.installed(),
+        ):
+            yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -217,25 +268,11 @@ class AdaptedModel:
             prompts: instructions, before the template; cut so that the continuation fits into the model's positions.
             max_new_tokens: >= 1.
         """
-        if not prompts:
-            return []
         limit = loading.positions(self._base)
         room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
         encoded = [self._encode_instruction(Example(prompt), room).input_ids for prompt in prompts]
-        length = max(map(len, encoded))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(item)) + list(item) for item in encoded], device=self.device)
-        mask = torch.tensor([[0] * (length - len(item)) + [1] * len(item) for item in encoded], device=self.device)
-        settings = transformers.GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=self._endings(),
-            bos_token_id=self.tokenizer.bos_token_id,
-        )
         with self.evaluating():
-            output = self._base.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-        return list(self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True))
+            return greedy(self._base, self.tokenizer, encoded, max_new_tokens=max_new_tokens)
 
     def check_embeddings(self) -> None:
         """Tries the embedding hook once, so that a model it cannot serve is refused before any training.
@@ -283,74 +320,18 @@ class AdaptedModel:
             marks=self._marks,
         )
 
-    def _endings(self) -> list[int] | None:
-        """Tokens that end a generation: the tokenizer's, which training teaches, and the base model's own."""
-        own = getattr(self._base.generation_config, "eos_token_id", None)
-        found = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        return sorted(found) or None
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None and self._takes_segments:
+            inputs["token_type_ids"] = batch.token_type_ids
+        return inputs
 
-    @contextlib.contextmanager
-    def _awake(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        # Every module is in eval mode between calls. `train()` on the whole network would also switch on the frozen
-        # base's dropout, and `eval()` alone switches gradient checkpointing off, silently.
-        for module in modules:
-            module.training = True
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.training = False
-
-    @contextlib.contextmanager
-    def _added_to_embeddings(self, delta: Tensor | None) -> Iterator[None]:
-        if delta is None:
-            yield
-            return
-        calls = 0
-
-        def add(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if output.shape != delta.shape:
-                raise self._unservable(f"returned shape {tuple(output.shape)}, expected {tuple(delta.shape)}")
-            return output + delta.to(output.dtype)
-
-        handle = self._base.get_input_embeddings().register_forward_hook(add)
-        try:
-            yield
-        finally:
-            handle.remove()
-        if calls != 1:
-            raise self._unservable(f"was called {calls} times in one forward pass, expected exactly once")
-
-    @contextlib.contextmanager
-    def _head_on_rows(self, rows: Tensor) -> Iterator[None]:
-        """The output head sees the supervised rows alone; what follows it (soft-capping) acts row by row."""
-        calls = 0
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            nonlocal calls
-            calls += 1
-            hidden = args[0]
-            return (hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0), *args[1:])
-
-        handle = self._base.get_output_embeddings().register_forward_pre_hook(keep)
-        try:
-            yield
-        finally:
-            handle.remove()
-        if calls != 1:
-            raise ModelError(
-                f"{type(self._base).__name__} calls its output head {calls} times in one forward pass, expected "
-                "exactly once. Such a model is not served."
-            )
-
-    def _unservable(self, what: str) -> ModelError:
-        return ModelError(
-            f"{type(self._base).__name__} cannot be perturbed: its embedding module "
-            f"({type(self._base.get_input_embeddings()).__name__}) {what}. Models with one token embedding at their "
-            "entrance are served; for this one set perturbation.kind to none."
-        )
+    def _first(self) -> torch.nn.Module:
+        for module in self._base.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                first: torch.nn.Module = module
+                return first
+        raise ModelError(f"{type(self._base).__name__} has no layers that transformers marks, so no first one.")
 
 
 def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter: Path | None = None) -> AdaptedModel:
@@ -381,32 +362,6 @@ def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter
     if source.gradient_checkpointing:
         loading.enable_checkpointing(base)
     return AdaptedModel(network, tokenizer, source)
-
-
-def _adapter_parameters(network: Any) -> dict[str, nn.Parameter]:
-    """Trainable parameters under the names that PEFT gives them in a saved adapter."""
-    if not isinstance(network, PeftModel):
-        return {}
-    parameters = {
-        f"{name}.".replace(".modules_to_save.default.", ".").replace(".default.", ".")[:-1]: parameter
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-    saved = get_peft_model_state_dict(network, save_embedding_layers=False)
-    if parameters.keys() != saved.keys():
-        odd = sorted(parameters.keys() ^ saved.keys())
-        raise ModelError(f"PEFT saves other tensors than it trains for this model, first {odd[0]!r}.")
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()  # a head copied from a bfloat16 base would lose small updates
-    for module in network.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for head in module.modules_to_save.values():
-                head.register_forward_pre_hook(_in_float32)
-    return dict(sorted(parameters.items()))
-
-
-def _in_float32(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].float() if args[0].is_floating_point() else args[0], *args[1:])
 
 
 def _head_rows(heads: Mapping[str, int]) -> dict[str, range]:

@@ -56,6 +56,9 @@ class ModelSource:
         device: "cpu", "cuda", "auto" for CUDA where there is one.
         template: "auto", "alpaca", "chat" or "plain"; see `fedeat.data.encoding`.
         max_length: >= 2, tokens an example may have.
+        merge_in_ascent: look for perturbations on the adapter merged into a copy of the weights it adapts, which is
+            faster; False saves that copy's memory. Quantised weights are never merged.
+        attack_dtype: of the weights while perturbations are sought, "bfloat16"; None for the base's own.
     """
 
     name: str
@@ -70,6 +73,8 @@ class ModelSource:
     device: str = "auto"
     template: str = "auto"
     max_length: int = 512
+    merge_in_ascent: bool = True
+    attack_dtype: str | None = None
 
 
 def load_tokenizer(source: ModelSource) -> Any:
