@@ -79,3 +79,24 @@ def test_values_near_the_largest_float_do_not_overflow() -> None:
     columns = torch.tensor([[3e38], [3.2e38]])
     assert bool(torch.isfinite(coordinate_median(columns, torch.ones(2).double())).all())
     assert bool(torch.isfinite(trimmed_mean(columns, torch.ones(2).double(), byzantine=0)).all())
+
+
+@pytest.mark.parametrize("rule", [coordinate_median, trimmed_mean])
+def test_clients_with_equal_values_share_the_credit(rule: object) -> None:
+    bound = coordinate_rule(rule)
+    assert bound is not None
+    columns = torch.tensor([[1.0, 5.0], [1.0, 5.0], [1.0, 5.0], [1.0, 7.0], [1.0, 0.0]])
+    _, shares = bound(columns, torch.ones(5, dtype=torch.float64))
+    assert float(shares.sum()) == pytest.approx(2)
+    assert shares[0] == shares[1] == shares[2]
+    assert float(shares[3]) == float(shares[4]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("trim", [0, 2, 3])
+def test_trimmed_mean_credits_those_it_keeps(trim: int) -> None:
+    updates = draw(7, 50)
+    bound = coordinate_rule(functools.partial(trimmed_mean, byzantine=trim))
+    assert bound is not None
+    _, shares = bound(updates, torch.ones(7, dtype=torch.float64))
+    kept = updates.argsort(0)[trim : 7 - trim]
+    torch.testing.assert_close(shares, torch.bincount(kept.flatten(), minlength=7).double() / (7 - 2 * trim))

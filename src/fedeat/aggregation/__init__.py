@@ -3,7 +3,7 @@
 pipeline         updates and a rule in, one update and the record of how it came about out
 rules            mean, Krum, clipping and others on the Gram matrix
 weiszfeld        the geometric median, certified; `smoothed` is RFA's, `sampling` a cheaper way to the exact one
-coordinatewise   rules that act on each coordinate by itself
+coordinatewise   rules that act on each coordinate by itself; `sorting` finds their order statistics
 preaggregation   steps before a rule: bucketing, nearest-neighbour mixing, clipping
 resilience       how many attackers each rule withstands
 secure           the geometric median where the server sees sums over clients alone

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedeat.aggregation.rules import bounded
+from fedeat.aggregation.sorting import ranked
 
 
 @dataclass(frozen=True)
@@ -57,28 +58,50 @@ def _counts(chosen: Tensor, count: int, worth: Tensor | None = None) -> Tensor:
 def _coordinate_median(columns: Tensor, prior_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Median of each coordinate, weighted by the prior weights; the mean of the two middle values where two are."""
     count = len(columns)
-    values, order = columns.sort(dim=0)
     if _uniform(prior_weights):
-        low, high = (count - 1) // 2, count // 2
-        below, above, lower, upper = values[low], values[high], order[low], order[high]
+        middle = ranked(columns, (count - 1) // 2, count // 2)
+        below, above = middle[0], middle[-1]
+        shares = (_bearers(columns, below) + _bearers(columns, above)) / 2
     else:
+        values, order = columns.sort(dim=0)
         mass = torch.cumsum((prior_weights / prior_weights.sum()).to(columns.device)[order], dim=0)
         first = torch.argmax((mass >= 0.5 - 1e-12).to(torch.int8), dim=0, keepdim=True)
         second = torch.argmax((mass > 0.5 + 1e-12).to(torch.int8), dim=0, keepdim=True)
         below, above = values.gather(0, first)[0], values.gather(0, second)[0]
-        lower, upper = order.gather(0, first)[0], order.gather(0, second)[0]
+        shares = (_counts(order.gather(0, first), count) + _counts(order.gather(0, second), count)) / 2
     # Halves are summed, not the sum halved: two values near the largest float would overflow.
-    middle = torch.where(below == above, below, below / 2 + above / 2)
-    return middle, (_counts(lower, count) + _counts(upper, count)) / 2
+    return torch.where(below == above, below, below / 2 + above / 2), shares
+
+
+def _bearers(columns: Tensor, values: Tensor, worth: Tensor | None = None) -> Tensor:
+    """(n,) float64, in how many columns the client has that value; clients with the same one share the column.
+
+    Args:
+        columns: (n, c).
+        values: (c,), each in its column.
+        worth: (c,) what a column counts; one where it is not given.
+    """
+    same = columns == values
+    several = same.sum(0)
+    if worth is None and bool((several == 1).all()):
+        return same.sum(1).double()
+    shared = 1 / several.double() if worth is None else worth.double() / several
+    return same.double() @ shared
 
 
 def _trimmed_mean(columns: Tensor, prior_weights: Tensor, *, byzantine: int | None = None) -> tuple[Tensor, Tensor]:
     """Mean of each coordinate, by prior weight, without its f largest and f smallest values (Yin et al., 2018)."""
     count = len(columns)
     trim = bounded("byzantine", byzantine, (count - 1) // 4, (count - 1) // 2, count)
+    if _uniform(prior_weights):
+        kept = ranked(columns, trim, count - 1 - trim)
+        low, high = kept[0], kept[-1]
+        shares = ((columns > low) & (columns < high)).sum(1).double()
+        shares += _bearers(columns, low, (kept == low).sum(0))
+        shares += _bearers(columns, high, (kept == high).sum(0).masked_fill(low == high, 0))
+        return (kept / len(kept)).sum(0), shares / len(kept)
     values, order = columns.sort(dim=0)
-    values, order = values[trim : count - trim], order[trim : count - trim]
-    return _weighted(values, order, prior_weights)
+    return _weighted(values[trim : count - trim], order[trim : count - trim], prior_weights)
 
 
 def _mean_around_median(

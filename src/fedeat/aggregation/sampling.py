@@ -27,6 +27,8 @@ _LENGTH = 1024
 _MOST_READINGS = 3
 _EXCESS = 1e-8
 """Estimated relative excess of the objective at which a result is good enough: a tenth is usual after one reading."""
+_CANCELLATION = 64
+"""By how much squared norms may exceed the squared distance that is their difference: six of 24 bits are lost."""
 
 
 def sampled_geometric_median(
@@ -109,15 +111,24 @@ def _usable(gram: Tensor, coordinates: int) -> bool:
 
 
 def _radii(source: UpdateSource, weights: Tensor) -> Tensor:
-    """(n,) float64 distances of all updates from their weighted sum, in one reading."""
-    squares = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
+    """(n,) float64 distances of all updates from their weighted sum y, in one reading or two.
+
+    `|x_i|^2 - 2 <x_i, y> + |y|^2` reads a block as often as its subtraction from y but writes nothing, and takes half
+    the time. Where it loses digits, because updates share a large common part, y is subtracted after all.
+    """
+    norms = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
+    along, square = torch.zeros_like(norms), torch.zeros_like(norms[0])
     factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
-    away: dict[torch.dtype, Tensor] = {}
     for _, block in blocks(source):
-        dtype = block.dtype
-        if dtype not in away or away[dtype].numel() < block.numel():
-            away[dtype] = torch.empty(block.numel(), dtype=dtype, device=source.device)
-        out = away[dtype][: block.numel()].view(block.shape)
-        torch.sub(block, torch.mv(block.T, factors[dtype]), out=out)
-        squares += torch.linalg.vector_norm(out, dim=1).double() ** 2
+        point = torch.mv(block.T, factors[block.dtype])
+        along += torch.mv(block, point)
+        norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
+        square += torch.dot(point, point)
+    squares = norms - 2 * along + square
+    if bool((norms + square <= _CANCELLATION * squares).all()):
+        return squares.sqrt().cpu()
+    squares = torch.zeros_like(norms)
+    for _, block in blocks(source):
+        away = block - torch.mv(block.T, factors[block.dtype])
+        squares += torch.linalg.vector_norm(away, dim=1).double() ** 2
     return squares.sqrt().cpu()

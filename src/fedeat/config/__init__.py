@@ -1,8 +1,8 @@
 """A run's configuration: its keys (`schema`), what they must be together (`consistency`), TOML in and out (`toml`)."""
 
 from fedeat.config.consistency import cohort_problems
+from fedeat.config.rules import RULES, aggregation_rule
 from fedeat.config.schema import (
-    RULES,
     AggregationSection,
     AttackName,
     Config,
@@ -20,6 +20,7 @@ __all__ = [
     "PartitionSection",
     "PerturbationSection",
     "Source",
+    "aggregation_rule",
     "cohort_problems",
     "load",
     "override",

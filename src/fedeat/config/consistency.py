@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from fedeat import aggregation
-from fedeat.config.schema import METHOD_NAMES, RULES, Config
+from fedeat.aggregation import CoordinateRule
+from fedeat.config.rules import RULES, aggregation_rule
+from fedeat.config.schema import METHOD_NAMES, Config
 from fedeat.data import is_local
 
 
@@ -45,8 +45,7 @@ def cohort_problems(config: Config, clients: int) -> list[str]:
     rule = config.aggregation.rule
     asked = config.aggregation.byzantine
     # The most that the rule's theory allows, whatever its default: it is told to withstand everybody.
-    told: functools.partial[Any] = functools.partial(cast(Callable[..., Any], RULES[rule]), byzantine=cohort)
-    most = aggregation.tolerates(told, cohort)
+    most = aggregation.tolerates(aggregation_rule(rule, config.aggregation.before, byzantine=cohort), cohort)
     if asked is not None and asked > most:
         problems.append(
             f"aggregation.byzantine is {asked}, but {rule} over {cohort} clients a round withstands at most {most}; no "
@@ -117,11 +116,13 @@ def _perturbation(config: Config) -> Iterator[str]:
 
 
 def _aggregation(config: Config) -> Iterator[str]:
-    if config.aggregation.space == "product" and config.aggregation.rule in ("coordinate_median", "trimmed_mean"):
-        yield (
-            f'aggregation.space = "product" needs a rule on distances; {config.aggregation.rule} goes coordinate by '
-            'coordinate. Set aggregation.space = "factors", or another rule.'
-        )
+    section = config.aggregation
+    if isinstance(RULES[section.rule], CoordinateRule):
+        by_coordinate = f"a rule on distances; {section.rule} goes coordinate by coordinate"
+        if section.space == "product":
+            yield f'aggregation.space = "product" needs {by_coordinate}. Set it to "factors", or choose another rule.'
+        if section.before:
+            yield f"aggregation.before needs {by_coordinate}. Leave the steps out, or choose another rule."
 
 
 def _attack(config: Config) -> Iterator[str]:

@@ -11,19 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from fedeat import aggregation
-from fedeat.aggregation import CoordinateRule, Rule
-
-RuleName: TypeAlias = Literal["mean", "geometric_median", "coordinate_median", "trimmed_mean", "krum", "multi_krum"]
-RULES: Mapping[RuleName, Rule | CoordinateRule] = {
-    "mean": aggregation.mean,
-    "geometric_median": aggregation.geometric_median,
-    "coordinate_median": aggregation.coordinate_median,
-    "trimmed_mean": aggregation.trimmed_mean,
-    "krum": aggregation.krum,
-    "multi_krum": aggregation.multi_krum,
-}
-"""Each rule that a configuration can name."""
+from fedeat.config.rules import RuleName, StepName
 
 AttackName: TypeAlias = Literal[
     "none", "sign_flip", "gaussian", "nan", "label_flip", "backdoor", "ipm", "alie", "mimic", "min_max", "adaptive"
@@ -187,6 +175,10 @@ class AggregationSection(Section):
     """How the server makes one update of many (Alg. 2)."""
 
     rule: RuleName = Field("geometric_median", description="how updates become one")
+    before: tuple[StepName, ...] = Field((), description="steps applied to the updates before the rule, in order")
+    grouping: Literal["model", "layer"] = Field(
+        "model", description="weigh whole updates, or each layer's part by itself"
+    )
     byzantine: int | None = Field(None, ge=0, description="f to withstand; the rule's own default where it is not set")
     prior_weights: Literal["uniform", "num_examples"] = Field(
         "uniform", description="num_examples is a number that a client may choose freely"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from fedeat import aggregation, objective, perturbation, seeding, variants
+from fedeat.aggregation import AnyRule
 from fedeat.algorithm import Aggregate, LocalTraining, RunClients
 from fedeat.attacks import backdoor, byzantine, collusion
 from fedeat.attacks.poisoning import flip_labels, plant_backdoor
-from fedeat.config import RULES, AggregationSection, AttackName, Config, PerturbationSection
+from fedeat.config import AggregationSection, AttackName, Config, PerturbationSection, aggregation_rule
 from fedeat.data import Example, partition
 from fedeat.evaluation import Item, tasks
 from fedeat.model import Lora, ModelSource
@@ -146,7 +147,8 @@ def aggregate_function(config: Config) -> Callable[[Sequence[ClientUpdate], Adap
         sizes = [float(update.num_examples) for update in updates]
         return aggregation.aggregate(
             [update.delta for update in updates],
-            rule=functools.partial(RULES[section.rule], **_rule_options(section, len(updates))),
+            rule=_rule(section, len(updates)),
+            grouping=section.grouping,
             prior_weights=sizes if section.prior_weights == "num_examples" else None,
             **space,
         )
@@ -154,16 +156,14 @@ def aggregate_function(config: Config) -> Callable[[Sequence[ClientUpdate], Adap
     return aggregate
 
 
-def _rule_options(section: AggregationSection, updates: int) -> dict[str, Any]:
-    if section.rule == "geometric_median":
-        return {"tolerance": section.tolerance}
-    if section.byzantine is None or section.rule in ("mean", "coordinate_median"):
-        return {}
+def _rule(section: AggregationSection, updates: int) -> AnyRule:
+    chosen = aggregation_rule(section.rule, section.before, byzantine=section.byzantine, tolerance=section.tolerance)
+    if section.byzantine is None:
+        return chosen
     # Rejected updates leave fewer to compare. The rule then withstands what that number allows, as the default does:
     # the quorum, not the rule, says how many rejections are too many.
-    rule = cast(Callable[..., Any], RULES[section.rule])
-    asked: functools.partial[Any] = functools.partial(rule, byzantine=section.byzantine)
-    return {"byzantine": aggregation.tolerates(asked, updates)}
+    fewer = min(section.byzantine, aggregation.tolerates(chosen, updates))
+    return aggregation_rule(section.rule, section.before, byzantine=fewer, tolerance=section.tolerance)
 
 
 def client_examples(
