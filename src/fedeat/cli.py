@@ -60,6 +60,9 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/<name of CONFIG>.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR after a kill.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where clients train: in-process, or flower-simulation (processes side by side).")
+    ] = "in-process",
 ) -> None:
     """Run one federation and leave a PEFT adapter.
 
@@ -76,13 +79,19 @@ def run(
         raise FedeatError("give either CONFIG.toml or --resume DIR. Example: fedeat run my.toml")
     if resume is not None and (set_ or output):
         raise FedeatError("--resume goes on with the configuration in its directory: --set and --out do not apply.")
+    _choice("--engine", engine, ("in-process", "flower-simulation"))
+    directory = resume or output or Path("runs") / (config_file.stem if config_file else "")
     with terminal.stage_bars() as tell:
-        if resume is not None:
-            directory = resume
+        if engine == "flower-simulation":
+            from fedeat.flower.simulation import simulate
+
+            logging.getLogger("flwr").setLevel(logging.WARNING)
+            settings = config.load(config_file or directory / "config.toml", set_ or ())
+            rows = simulate(settings, directory, progress=tell)
+        elif resume is not None:
             rows = experiment.resume(resume, progress=tell)
         else:
             assert config_file is not None
-            directory = output or Path("runs") / config_file.stem
             rows = experiment.run(config.load(config_file, set_ or ()), directory, progress=tell)
     page = report.write_report(directory)
     _show(rows)

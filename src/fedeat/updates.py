@@ -28,12 +28,14 @@ class ClientUpdate:
         delta: local adapter minus global adapter, same names and shapes as the global adapter.
         num_examples: > 0, training examples the client says it used. A claim, not a fact.
         metrics: what the client measured, name -> number.
+        failure: why there is no update, from the engine that asked for it; "" where there is one.
     """
 
     client_id: int
     delta: Adapter
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def validate(
 
 def _defect(update: ClientUpdate, reference: Adapter) -> str | None:
     """First reason to reject an update, or None."""
+    if update.failure:
+        return update.failure
     claim = update.num_examples
     if not isinstance(claim, int) or isinstance(claim, bool) or claim <= 0:
         return f"num_examples must be a positive integer, got {claim!r}"

@@ -72,13 +72,17 @@ def _missing_files(config: Config) -> Iterator[str]:
 
 
 def _partition(config: Config) -> Iterator[str]:
-    if config.partition.kind != "column":
+    if config.partition.kind == "file":
+        if config.data.train:
+            yield from cohort_problems(config, len(config.data.train))
+    elif config.partition.kind != "column":
         yield from cohort_problems(config, config.partition.clients)
     elif config.partition.by == "label":
         yield 'partition.kind = "column" needs partition.by, the name of a column, such as "client".'
     if config.partition.exclude and config.partition.by == "label":
         yield 'partition.exclude needs partition.by, the column whose values it names, such as "client".'
-    if not config.data.train:
+    # A partition by file without files is a server's: its clients hold their data on nodes of their own.
+    if not config.data.train and config.partition.kind != "file":
         yield "data.train is empty. Expected at least one file or data set to train on."
 
 

@@ -95,11 +95,12 @@ def _as_texts(value: object) -> object:
 class PartitionSection(Section):
     """How the training data is spread over clients."""
 
-    kind: Literal["iid", "dirichlet", "quantity", "task", "column"] = Field(
+    kind: Literal["iid", "dirichlet", "quantity", "task", "column", "file"] = Field(
         "iid",
-        description="how examples spread: evenly, skewed by label, skewed in amount, a task a client, by a column",
+        description="how examples spread: evenly, skewed by label, skewed in amount, a task a client, by a column, or "
+        "each entry of data.train a client",
     )
-    clients: int = Field(10, ge=1, description="n; found from the data where kind is column")
+    clients: int = Field(10, ge=1, description="n; found from the data where kind is column or file")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed")
     by: str = Field(
         "label", min_length=1, description="what dirichlet skews or column splits: label, or a column's name"
@@ -116,6 +117,18 @@ class FederationSection(Section):
     clients_per_round: int | None = Field(None, ge=1, description="m; all clients where it is not set")
     quorum: int | None = Field(None, ge=1, description="usable updates a round needs; a majority where it is not set")
     keep_checkpoints: int | None = Field(None, ge=1, description="newest checkpoints kept; all where it is not set")
+
+
+class CommunicationSection(Section):
+    """What travels between server and clients, and how long either waits."""
+
+    encoding: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        "float32", description="of the updates that clients send; int8 is blockwise with stochastic rounding"
+    )
+    error_feedback: bool = Field(True, description="add to the next update what rounding took from the last")
+    wait_s: float = Field(600.0, gt=0, description="seconds to wait for the clients before the first round; Flower")
+    deadline_s: float = Field(3600.0, gt=0, description="seconds a round's clients have to answer; Flower")
+    grace_s: float = Field(60.0, ge=0, description="seconds the others have once the quorum has answered; Flower")
 
 
 class ClientSection(Section):
@@ -251,6 +264,7 @@ class Config(Section):
     data: DataSection = DataSection()
     partition: PartitionSection = PartitionSection()
     federation: FederationSection = FederationSection()
+    communication: CommunicationSection = CommunicationSection()
     client: ClientSection = ClientSection()
     perturbation: PerturbationSection = PerturbationSection()
     aggregation: AggregationSection = AggregationSection()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,19 @@ from fedeat.attacks import backdoor, byzantine, collusion
 from fedeat.attacks.poisoning import flip_labels, plant_backdoor
 from fedeat.config import AggregationSection, AttackName, Config, PerturbationSection, aggregation_rule
 from fedeat.data import Example, partition
+from fedeat.engine import in_process
 from fedeat.evaluation import Item, tasks
-from fedeat.model import Lora, ModelSource
+from fedeat.model import AdaptedModel, Lora, ModelSource
 from fedeat.updates import Adapter, ClientUpdate
 
 
 def model_source(config: Config, examples: Sequence[Example]) -> ModelSource:
     """How the base model is loaded; a classifier gets a head for each task of the training data."""
-    present = {example.task for example in examples}
+    return model_source_for(config, {example.task for example in examples})
+
+
+def model_source_for(config: Config, present: Collection[str | None]) -> ModelSource:
+    """How the base model is loaded; a classifier gets a head for each of these tasks."""
     heads = {name: len(task.answers) for name, task in tasks.TASKS.items() if name in present}
     section = config.model
     return ModelSource(
@@ -114,6 +119,17 @@ def variant(
     if section.yopo_inner:
         return functools.partial(variants.yopo, ascent=ascent, inner=section.yopo_inner, objective=minimised)
     return None
+
+
+def local_engine(config: Config, model: AdaptedModel) -> Callable[..., list[ClientUpdate]]:
+    """Trains clients in this process, one after the other; with its `shards` bound it is a `RunClients`."""
+    return functools.partial(
+        in_process.run_clients,
+        model=model,
+        training=functools.partial(local_training, config, model.embedding_unit(config.perturbation.norm)),
+        batching=in_process.Batching(config.client.batch_size, config.client.max_steps, config.client.tokens_per_batch),
+        seed=config.seed,
+    )
 
 
 def perturb_function(section: PerturbationSection, *, unit: float) -> perturbation.Perturb | None:
@@ -224,4 +240,13 @@ def attacked(config: Config, run_clients: RunClients, *, malicious: frozenset[in
         "min_max": collusion.min_max,
         "adaptive": functools.partial(collusion.adaptive, aggregate=aggregate),
     }
-    return attacks[section.kind](run_clients, malicious=malicious)
+    failed: list[ClientUpdate] = []
+
+    def answered(adapter: Adapter, cohort: Sequence[int], index: int) -> list[ClientUpdate]:
+        answers = run_clients(adapter, cohort, index)
+        failed[:] = [answer for answer in answers if answer.failure]
+        return [answer for answer in answers if not answer.failure]
+
+    tampered = attacks[section.kind](answered, malicious=malicious)
+    # Who did not answer has nothing to tamper with.
+    return lambda adapter, cohort, index: [*tampered(adapter, cohort, index), *failed]

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,11 +21,11 @@ from fedeat.algorithm import Aggregate, RunClients, run_rounds
 from fedeat.attacks import byzantine
 from fedeat.config import Config, cohort_problems, load, to_toml
 from fedeat.data import Encoded, Example, partition, require_targets, truncation
-from fedeat.engine import in_process
+from fedeat.engine.encoding import Residuals, encoded_clients
 from fedeat.errors import ConfigError, RecordError
 from fedeat.evaluation import EvaluationSet
 from fedeat.experiment import binding, round_records
-from fedeat.experiment.binding import local_training, model_source
+from fedeat.experiment.binding import model_source
 from fedeat.experiment.inputs import (
     answerable,
     evaluation_sets,
@@ -35,7 +35,7 @@ from fedeat.experiment.inputs import (
     training_examples,
 )
 from fedeat.model import AdaptedModel, load_model
-from fedeat.updates import Adapter
+from fedeat.updates import Adapter, ClientUpdate
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -53,10 +53,11 @@ class Federation:
 
     Attributes:
         model: the base model with the fresh adapter in it.
-        examples: all training examples.
+        examples: all training examples; none where clients keep theirs elsewhere.
         left_out: why and how many rows of the data are not among them.
         partition: client -> indices into `examples`.
-        shards: client -> its examples as tokens.
+        shards: client -> its examples as tokens; none where clients keep theirs elsewhere.
+        shares: client -> what partition.json says of its data.
         malicious: the malicious clients.
         run_clients: the engine, wrapped by the attack.
         aggregate: the rule, with its options.
@@ -68,19 +69,44 @@ class Federation:
     left_out: Mapping[str, int]
     partition: partition.Partition
     shards: Mapping[int, Sequence[Encoded]]
+    shares: Mapping[int, Mapping[str, Any]]
     malicious: frozenset[int]
     run_clients: RunClients
     aggregate: Aggregate
     evaluation_sets: Sequence[EvaluationSet]
 
 
-def run(config: Config, directory: Path, *, progress: Progress = silent) -> list[evaluation.Row]:
+@dataclass(frozen=True)
+class Elsewhere:
+    """Clients that hold their data and train in other processes, or on other machines.
+
+    Attributes:
+        run_clients: reaches them; takes `on_client` as `engine.in_process.run_clients` does.
+        shares: client -> what partition.json says of its data; its keys are all clients, 0..n-1.
+        tasks: of the clients' examples, None among them where some are free text.
+        left_out: why and how many rows of their data they do not train on.
+    """
+
+    run_clients: Callable[..., list[ClientUpdate]]
+    shares: Mapping[int, Mapping[str, Any]]
+    tasks: frozenset[str | None]
+    left_out: Mapping[str, int]
+
+
+Connect: TypeAlias = Callable[[Config], Elsewhere]
+"""Finds a run's clients, waiting for them where need be."""
+
+
+def run(
+    config: Config, directory: Path, *, progress: Progress = silent, connect: Connect | None = None
+) -> list[evaluation.Row]:
     """Runs a federation to its end, from its newest checkpoint where the directory has one.
 
     Args:
         config: what to run.
         directory: the run's; made where it does not exist.
         progress: told about clients trained and texts evaluated.
+        connect: finds clients elsewhere; by default they take turns in this process.
 
     Returns:
         The rows of the results table, one a task; none where the configuration names nothing to evaluate on.
@@ -96,11 +122,10 @@ def run(config: Config, directory: Path, *, progress: Progress = silent) -> list
             return list(finished["rows"])
         checkpoint = home.newest_checkpoint()
         with _threads(config.threads or (home.threads_before() if checkpoint is not None else 0)):
-            federation = prepare(config, progress=progress)
+            federation = prepare(config, progress=progress, connect=connect, residuals=directory / "residuals")
             records.write_json(directory / "environment.json", records.environment(torch.get_num_threads()))
-            record = round_records.partition_record(
-                federation.examples, federation.partition, federation.shards, federation.left_out
-            )
+            shares = {str(client): share for client, share in federation.shares.items()}
+            record = {"clients": shares, "left_out": dict(federation.left_out)}
             records.write_json(directory / "partition.json", record)
             adapter = _train(config, federation, home, checkpoint)
             federation.model.load_adapter(adapter)
@@ -160,31 +185,31 @@ def labels(config: Config) -> dict[str, Any]:
     }
 
 
-def prepare(config: Config, *, progress: Progress = silent) -> Federation:
+def prepare(
+    config: Config, *, progress: Progress = silent, connect: Connect | None = None, residuals: Path | None = None
+) -> Federation:
     """Loads the data and the model of a run and binds its functions.
+
+    Args:
+        config: the run's.
+        progress: told about clients trained.
+        connect: finds clients elsewhere; by default their data is loaded and they train in this process.
+        residuals: where the clients of this process keep what rounding took from their updates; None for nowhere.
 
     Raises:
         FedeatError: the data, the model or the configuration does not allow the run.
     """
+    if connect is not None:
+        return _prepare_server(config, connect(config), progress)
     data = training_data(config)
     examples = data.examples
     sets = evaluation_sets(config.evaluation.data)
-    split = split_examples(config, examples)
+    split = split_examples(config, examples, data.sizes)
     problems = cohort_problems(config, len(split))
     if problems:  # here for a partition by column, whose clients the data tells
         raise ConfigError(problems)
-    model = load_model(model_source(config, examples), lora=binding.lora(config), seed=config.seed)
-    if config.perturbation.kind != "none":
-        model.check_embeddings()
+    model = load_trained_model(config, {example.task for example in examples})
     malicious = byzantine.choose_malicious(range(len(split)), config.attack.fraction, seed=config.seed)
-    engine = functools.partial(
-        in_process.run_clients,
-        model=model,
-        training=functools.partial(local_training, config, model.embedding_unit(config.perturbation.norm)),
-        batching=in_process.Batching(config.client.batch_size, config.client.max_steps, config.client.tokens_per_batch),
-        seed=config.seed,
-        on_client=_count_clients(config, len(split), progress),
-    )
     encoded = _encode(model, examples)
     require_targets(encoded, source="data.train")
     _tell_cuts(encoded, config.data.max_length)
@@ -194,18 +219,63 @@ def prepare(config: Config, *, progress: Progress = silent) -> Federation:
         client: [tokens[example] if example in tokens else model.encode(example) for example in part]
         for client, part in held.items()
     }
-    aggregate = binding.aggregate_function(config)
-    run_clients = binding.attacked(
-        config, functools.partial(engine, shards=shards), malicious=malicious, aggregate=aggregate
+    engine = functools.partial(
+        binding.local_engine(config, model), shards=shards, on_client=_count_clients(config, len(split), progress)
     )
+    section = config.communication
+    store = Residuals(residuals) if residuals is not None and section.error_feedback else None
+    run_clients = encoded_clients(engine, encoding=section.encoding, residuals=store, seed=config.seed)
+    aggregate = binding.aggregate_function(config)
     return Federation(
         model=model,
         examples=examples,
         left_out=data.left_out,
         partition=split,
         shards=shards,
+        shares=round_records.client_shares(examples, split, shards),
         malicious=malicious,
-        run_clients=run_clients,
+        run_clients=binding.attacked(config, run_clients, malicious=malicious, aggregate=aggregate),
+        aggregate=aggregate,
+        evaluation_sets=answerable(sets, _heads(model)),
+    )
+
+
+def load_trained_model(config: Config, present: Collection[str | None]) -> AdaptedModel:
+    """The base model with the run's fresh adapter, the same on every machine.
+
+    Args:
+        config: the run's.
+        present: the tasks of the clients' examples; a classifier gets a head for each.
+
+    Raises:
+        ModelError: it cannot be loaded, or not be perturbed where the run perturbs.
+    """
+    model = load_model(binding.model_source_for(config, present), lora=binding.lora(config), seed=config.seed)
+    if config.perturbation.kind != "none":
+        model.check_embeddings()
+    return model
+
+
+def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) -> Federation:
+    """A run whose clients hold their data elsewhere: the server has the model and what it evaluates on."""
+    count = len(elsewhere.shares)
+    problems = cohort_problems(config, count)
+    if problems:
+        raise ConfigError(problems)
+    sets = evaluation_sets(config.evaluation.data)
+    model = load_trained_model(config, elsewhere.tasks)
+    malicious = byzantine.choose_malicious(range(count), config.attack.fraction, seed=config.seed)
+    run_clients = functools.partial(elsewhere.run_clients, on_client=_count_clients(config, count, progress))
+    aggregate = binding.aggregate_function(config)
+    return Federation(
+        model=model,
+        examples=(),
+        left_out=elsewhere.left_out,
+        partition=((),) * count,
+        shards={},
+        shares=elsewhere.shares,
+        malicious=malicious,
+        run_clients=binding.attacked(config, run_clients, malicious=malicious, aggregate=aggregate),
         aggregate=aggregate,
         evaluation_sets=answerable(sets, _heads(model)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ class TrainingData:
         examples: all of them.
         left_out: how many rows were not taken: "blank" without a prompt or an answer, "excluded" by
             `partition.exclude`.
+        sizes: how many of the examples each entry of data.train gave.
     """
 
     examples: list[Example]
     left_out: Mapping[str, int]
+    sizes: tuple[int, ...] = ()
 
 
 def training_examples(config: Config) -> list[Example]:
@@ -49,6 +52,7 @@ def training_data(config: Config) -> TrainingData:
         raise ConfigError(["data.train is empty. Expected at least one file or data set to train on."])
     column = None if config.partition.by == "label" else config.partition.by
     examples: list[Example] = []
+    ends: list[int] = []
     blank = 0
     for source in config.data.train:
         rows = source_rows(source)
@@ -63,8 +67,13 @@ def training_data(config: Config) -> TrainingData:
             found = instruction_examples(rows, source=source.path, column=column)
             blank += len(rows) - len(found)
             examples += found
+        ends.append(len(examples))
     excluded = frozenset(config.partition.exclude)
     kept = [example for example in examples if example.group not in excluded]
+    sizes = tuple(
+        sum(example.group not in excluded for example in examples[start:end])
+        for start, end in itertools.pairwise([0, *ends])
+    )
     absent = sorted(excluded - {example.group for example in examples})
     if absent:
         present = ", ".join(sorted({str(example.group) for example in examples})[:20])
@@ -74,7 +83,7 @@ def training_data(config: Config) -> TrainingData:
         )
     if blank:
         _log.info("%d training rows have a blank prompt or answer and were left out.", blank)
-    return TrainingData(kept, {"blank": blank, "excluded": len(examples) - len(kept)})
+    return TrainingData(kept, {"blank": blank, "excluded": len(examples) - len(kept)}, sizes)
 
 
 def _has_labels(row: Mapping[str, Any]) -> bool:
@@ -137,8 +146,13 @@ def _tasks(entry: EvaluationSet) -> set[str]:
     return {item.task for item in entry.benign} | {pair.task for pair in entry.pairs}
 
 
-def split_examples(config: Config, examples: Sequence[Example]) -> partition.Partition:
+def split_examples(config: Config, examples: Sequence[Example], sizes: Sequence[int] = ()) -> partition.Partition:
     """The examples of each client.
+
+    Args:
+        config: the run's.
+        examples: all training examples, in the order of data.train.
+        sizes: how many of them each entry of data.train gave; a partition by file needs it.
 
     Raises:
         DataError: there are fewer examples than clients or clients than tasks, or free text is to be skewed by label.
@@ -148,6 +162,10 @@ def split_examples(config: Config, examples: Sequence[Example]) -> partition.Par
         return partition.iid(len(examples), section.clients, seed=config.seed)
     if section.kind == "column":
         return partition.by_column([example.group or "" for example in examples])
+    if section.kind == "file":
+        return tuple(
+            tuple(range(end - size, end)) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)
+        )
     if section.kind == "quantity":
         return partition.quantity(len(examples), section.clients, alpha=section.alpha, seed=config.seed)
     if section.kind == "task":

@@ -72,18 +72,14 @@ def timing_line(index: int, seconds: float) -> dict[str, Any]:
     return line
 
 
-def partition_record(
-    examples: Sequence[Example],
-    split: partition.Partition,
-    shards: Mapping[int, Sequence[Encoded]],
-    left_out: Mapping[str, int],
-) -> dict[str, Any]:
-    """partition.json: client -> how many examples, how many of them were cut, how many of each label or category.
+def client_shares(
+    examples: Sequence[Example], split: partition.Partition, shards: Mapping[int, Sequence[Encoded]]
+) -> dict[int, dict[str, Any]]:
+    """Client -> how many examples it has, how many of them were cut, how many of each label or category."""
+    return {client: client_share([examples[i] for i in part], shards[client]) for client, part in enumerate(split)}
 
-    Beside the clients, how many rows of the data nobody trains on, and why.
-    """
-    record = {}
-    for client, members in enumerate(split):
-        counts = Counter(group_name(examples[i], "label" if examples[i].group is None else "column") for i in members)
-        record[str(client)] = {**truncation(shards[client]), "counts": dict(sorted(counts.items()))}
-    return {"clients": record, "left_out": dict(left_out)}
+
+def client_share(examples: Sequence[Example], shard: Sequence[Encoded]) -> dict[str, Any]:
+    """What partition.json says of one client."""
+    counts = Counter(group_name(example, "label" if example.group is None else "column") for example in examples)
+    return {**truncation(shard), "counts": dict(sorted(counts.items()))}

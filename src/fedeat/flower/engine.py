@@ -1,0 +1,256 @@
+"""Reaches clients through Flower's grid: the `RunClients` of a federation over many processes or machines.
+
+The loop is our own: a round ends when everybody has answered, at its deadline, or a while after its quorum has. Who a
+reply is from follows from the message it answers, which went to one registered node; nothing in a reply can change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import Message, MessageType, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from fedeat.config import Config
+from fedeat.errors import QuorumError, UpdateError
+from fedeat.experiment.federation import Elsewhere
+from fedeat.flower import messages
+from fedeat.flower.messages import Order
+from fedeat.updates import Adapter, ClientUpdate
+
+_WARNING, _INFO = 30, 20
+_PULL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for answers.
+
+    Attributes:
+        deadline_s: > 0, for all of them.
+        enough: how many answers start the grace.
+        grace_s: >= 0, for the others after that.
+    """
+
+    deadline_s: float
+    enough: int
+    grace_s: float
+
+
+def connect(config: Config, *, grid: Grid, text: str, nodes: Mapping[int, int] | None = None) -> Elsewhere:
+    """Finds a run's clients and has them load what they need.
+
+    Args:
+        config: the run's.
+        grid: Flower's.
+        text: the configuration as it is sent to clients, as TOML.
+        nodes: client -> its registered node; None where nodes know their number themselves, in a simulation.
+
+    Raises:
+        QuorumError: too few clients are there after `communication.wait_s`.
+    """
+    section = config.communication
+    if nodes is None:
+        nodes = _ask_their_numbers(config, grid, text)
+    quorum = config.federation.quorum or len(nodes) // 2 + 1
+    patience = Patience(section.wait_s, min(quorum, len(nodes)), section.grace_s)
+    threads = torch.get_num_threads()
+    order = Order("describe", text, -1, threads=threads)
+    described = _facts(grid, nodes, order, patience)
+    _require(described, quorum, section.wait_s, "described their data")
+    tasks = tuple(sorted({task for facts, _ in described.values() if facts for task in facts["tasks"]}))
+    prepared = _facts(grid, nodes, replace(order, step="prepare", tasks=tasks), patience)
+    _require(prepared, quorum, section.wait_s, "loaded the model")
+    shares = {client: _share(facts) for client, (facts, _) in prepared.items()}
+    ready = replace(order, step="train", tasks=tasks)
+    run = functools.partial(run_clients, config=config, grid=grid, nodes=nodes, order=ready)
+    told = [facts for facts, _ in described.values() if facts]
+    left_out = {name: sum(facts[name] for facts in told) for name in ("blank", "excluded")}
+    return Elsewhere(run, shares, frozenset(task or None for task in tasks), left_out)
+
+
+def run_clients(
+    adapter: Adapter,
+    cohort: Sequence[int],
+    index: int,
+    *,
+    config: Config,
+    grid: Grid,
+    nodes: Mapping[int, int],
+    order: Order,
+    on_client: Callable[[int, int], None] = lambda index, done: None,
+) -> list[ClientUpdate]:
+    """Trains a cohort on its nodes; with its keywords bound it is a `RunClients`.
+
+    Args:
+        adapter: the round's global adapter.
+        cohort: the clients to train.
+        index: the round.
+        config: the run's.
+        grid: Flower's.
+        nodes: client -> its registered node.
+        order: to train, but for its client and round.
+        on_client: told the round and how many of its clients have answered.
+
+    Returns:
+        One update a client, with its `failure` where the client sent none that can be read.
+    """
+    section = config.communication
+    size = config.federation.clients_per_round or len(nodes)
+    enough = min(config.federation.quorum or size // 2 + 1, len(cohort))
+    asked = {nodes[client]: replace(order, client=client, index=index) for client in cohort}
+    answers = ask(
+        grid,
+        {node: messages.order_content(order, adapter) for node, order in asked.items()},
+        kind=MessageType.TRAIN,
+        group=str(index),
+        patience=Patience(section.deadline_s, enough, section.grace_s),
+        on_answer=functools.partial(on_client, index),
+    )
+    found = []
+    for client in cohort:
+        content = answers[nodes[client]]
+        try:
+            if isinstance(content, str):
+                raise UpdateError(content)
+            found.append(messages.read_update(content, client, adapter, section.encoding))
+        except UpdateError as error:
+            log(_WARNING, "round %d: client %d is left out: %s", index, client, error)
+            found.append(ClientUpdate(client, {}, 0, failure=str(error)))
+    return found
+
+
+def ask(
+    grid: Grid,
+    contents: Mapping[int, RecordDict],
+    *,
+    kind: str,
+    group: str,
+    patience: Patience,
+    on_answer: Callable[[int], None] = lambda done: None,
+) -> dict[int, RecordDict | str]:
+    """Sends each node its content and collects what they answer.
+
+    Args:
+        grid: Flower's.
+        contents: node -> what it is sent.
+        kind: Flower's type of the messages.
+        group: what Flower shows them under, the round.
+        patience: when to stop waiting.
+        on_answer: told how many have answered.
+
+    Returns:
+        Node -> its answer, or the reason why there is none, in the order of `contents`.
+    """
+    lifetime = patience.deadline_s + patience.grace_s
+    batch = [Message(content, node, kind, ttl=lifetime, group_id=group) for node, content in contents.items()]
+    began = time.monotonic()
+    pushed = list(grid.push_messages(batch))
+    waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in batch}
+    answers: dict[int, RecordDict | str] = {}
+    if len(pushed) != len(batch) or None in pushed:
+        taken = set(pushed)
+        for name in [name for name in waiting if name not in taken]:
+            answers[waiting.pop(name)] = "could not be sent the message: its node is not registered any more"
+    good, since = 0, None
+    while waiting:
+        for reply in _pull(grid, list(waiting)):
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
+            if reply.has_error():
+                answers[node] = f"failed: {str(reply.error.reason)[:300]} (Flower's error {reply.error.code})"
+            else:
+                answers[node] = reply.content
+                good += 1
+            on_answer(len(answers))
+        now = time.monotonic()
+        if good >= patience.enough and since is None:
+            since = now
+        if now - began >= patience.deadline_s or (since is not None and now - since >= patience.grace_s):
+            break
+        if waiting:
+            time.sleep(_PULL_S)
+    for node in waiting.values():
+        answers[node] = f"did not answer within {time.monotonic() - began:.0f} s"
+    return {node: answers[node] for node in contents}
+
+
+def _pull(grid: Grid, names: list[str]) -> list[Message]:
+    """The replies that are there; none while one of them cannot be read, whose sender then misses the deadline."""
+    try:
+        return list(grid.pull_messages(names))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        log(_WARNING, "a reply could not be read: %s: %s", type(error).__name__, str(error)[:200])
+    found: list[Message] = []
+    for name in names:  # one by one, so that one sender's damage is its own
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, IndexError):
+            found += grid.pull_messages([name])
+    return found
+
+
+def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
+    """Client -> node, from what nodes know of themselves; waits for as many as the configuration has clients."""
+    section = config.communication
+    deadline = time.monotonic() + section.wait_s
+    while not (present := sorted(grid.get_node_ids())):
+        if time.monotonic() > deadline:
+            raise QuorumError(f"no node is there after {section.wait_s:g} s (communication.wait_s). Start the nodes.")
+        time.sleep(_PULL_S)
+    patience = Patience(section.wait_s, len(present), section.grace_s)
+    order = Order("describe", text, -1, threads=torch.get_num_threads())
+    contents = dict.fromkeys(present, messages.order_content(order, None))
+    answers = ask(grid, contents, kind=MessageType.QUERY, group="numbers", patience=patience)
+    found: dict[int, int] = {}
+    for node, content in answers.items():
+        number = messages.read_facts(content)["partition"] if not isinstance(content, str) else -1
+        if number < 0 or number in found:
+            problem = content if isinstance(content, str) else f"says that its number is {number}"
+            raise QuorumError(f"node {node}: {problem}. Expected each node to have one number of its own from 0 up.")
+        found[number] = node
+    if sorted(found) != list(range(len(found))):
+        raise QuorumError(f"the nodes are numbered {sorted(found)}, expected 0..{len(found) - 1}.")
+    return dict(sorted(found.items()))
+
+
+def _facts(
+    grid: Grid, nodes: Mapping[int, int], order: Order, patience: Patience
+) -> dict[int, tuple[dict[str, Any] | None, str]]:
+    """Client -> what it says of itself, or None and why."""
+    log(_INFO, "asking %d clients to %s", len(nodes), order.step)
+    contents = {node: messages.order_content(replace(order, client=c), None) for c, node in nodes.items()}
+    answers = ask(grid, contents, kind=MessageType.QUERY, group=order.step, patience=patience)
+    found: dict[int, tuple[dict[str, Any] | None, str]] = {}
+    for client, node in nodes.items():
+        content = answers[node]
+        try:
+            if isinstance(content, str):
+                raise UpdateError(content)
+            found[client] = (messages.read_facts(content), "")
+        except UpdateError as error:
+            log(_WARNING, "client %d: %s", client, error)
+            found[client] = (None, str(error))
+    return found
+
+
+def _require(found: Mapping[int, tuple[dict[str, Any] | None, str]], quorum: int, wait_s: float, what: str) -> None:
+    ready = sum(facts is not None for facts, _ in found.values())
+    if ready < quorum:
+        reasons = "".join(f"\n  - client {client}: {why}" for client, (facts, why) in found.items() if facts is None)
+        raise QuorumError(
+            f"{ready} of {len(found)} clients {what} within {wait_s:g} s (communication.wait_s), expected at least "
+            f"{quorum} (federation.quorum):{reasons}"
+        )
+
+
+def _share(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What partition.json says of a client's data."""
+    names = ("examples", "cut_prompts", "cut_answers")
+    return {**{name: facts[name] if facts else 0 for name in names}, "counts": dict(facts["counts"]) if facts else {}}

@@ -1,0 +1,27 @@
+"""The command line's whole way through Flower's simulation, with Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakeConfig = Callable[..., Path]
+
+
+@pytest.mark.slow
+def test_a_simulation_leaves_the_bytes_of_a_run_in_one_process(make_config: MakeConfig, tmp_path: Path) -> None:
+    file = make_config(partition={"clients": 2}, federation={"rounds": 1})
+    for engine in ("in-process", "flower-simulation"):
+        command = [sys.executable, "-m", "fedeat.cli", "run", str(file), "--out", str(tmp_path / engine)]
+        done = subprocess.run(
+            [*command, "--engine", engine], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+    for name in ("adapter/adapter_model.safetensors", "metrics.jsonl", "partition.json"):
+        files = [tmp_path / engine / name for engine in ("in-process", "flower-simulation")]
+        assert files[0].read_bytes() == files[1].read_bytes()
