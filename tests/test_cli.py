@@ -24,7 +24,7 @@ from fedeat.errors import explanation
 MakeConfig: TypeAlias = Callable[..., Path]
 Fedeat: TypeAlias = Callable[..., tuple[int, str, str]]
 hf: Any = transformers
-COMMANDS = ("run", "compare", "evaluate", "calibrate", "report", "demo")
+COMMANDS = ("run", "compare", "evaluate", "attack", "calibrate", "report", "demo")
 
 
 @pytest.fixture
@@ -295,6 +295,68 @@ def test_a_defect_is_told_from_what_was_given(
     with pytest.raises(KeyError):
         fedeat("run", make_config())
     assert explanation(KeyError("x")) is None
+
+
+def test_attacks_on_texts_write_pairs_that_an_evaluation_reads(
+    fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path]
+) -> None:
+    said = {}
+    for kind in ("typos", "distraction", "substitution", "adaptive"):
+        given = ["--model", language_model, "--template", "plain"] if kind in ("substitution", "adaptive") else []
+        code, said[kind], err = fedeat(
+            "attack", "--data", sentiment_files["benign"], "--kind", kind, "--out", f"out/{kind}.json", *given
+        )
+        assert code == 0, err
+        assert "texts changed, on average" in said[kind]
+    assert "attack success rate: " in said["adaptive"]
+    pairs = [f"out/{kind}.json" for kind in said]
+    code, out, err = fedeat("evaluate", "--model", language_model, "--template", "plain", "--data", *pairs)
+    assert code == 0, err
+    assert "/" in out
+    rows = json.loads(Path("out/adaptive.json").read_text())
+    right = [row for row in rows if row["type"] == "modified" and row["fell"] is not None]
+    assert f"attack success rate: {sum(row['fell'] for row in right)}/{len(right)}" in said["adaptive"]
+    assert len({row["prompt"] for row in rows if row["type"] == "original"}) * 2 <= len(rows)
+
+
+def test_an_attack_on_embeddings_writes_a_curve_and_its_picture(
+    fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path]
+) -> None:
+    given = [
+        "--model",
+        language_model,
+        "--template",
+        "plain",
+        "--data",
+        sentiment_files["pairs"],
+        "--kind",
+        "embedding",
+    ]
+    code, out, err = fedeat("attack", *given, "--radii", "0.1,1", "--steps", 2, "--restarts", 1, "--out", "curve.json")
+    assert code == 0, err
+    assert "robust accuracy" in out
+    curve = json.loads(Path("curve.json").read_text())
+    assert [(point["kind"], point["radius"]) for point in curve["points"]] == [
+        ("none", 0.0),
+        *((kind, radius) for kind in ("random", "fgsm", "pgd") for radius in (0.1, 1.0)),
+    ]
+    assert Path("curve.png").stat().st_size > 5000
+
+
+def test_an_attack_says_what_it_lacks(fedeat: Fedeat, sentiment_files: dict[str, Path], tmp_path: Path) -> None:
+    data = ["--data", sentiment_files["benign"], "--out", "x.json"]
+    refused(fedeat("attack", *data, "--kind", "adaptive"), "--kind adaptive needs --model")
+    refused(fedeat("attack", *data, "--kind", "magic"), "expected one of typos, distraction, substitution")
+    odd = tmp_path / "odd.json"
+    odd.write_text(
+        json.dumps(
+            [
+                {"task": "sst2", "index": 1, "type": side, "prompt": f"Is it good? {side}", "label": 1}
+                for side in ("original", "modified")
+            ]
+        )
+    )
+    refused(fedeat("attack", "--data", odd, "--out", "x.json", "--kind", "typos"), "there is no text to attack")
 
 
 def test_ctrl_c_exits_with_130(fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedeat.evaluation import Row
+    from fedeat.model import AdaptedModel
 
 app = typer.Typer(
     name="fedeat",
@@ -164,17 +165,11 @@ def evaluate(
     """
     from fedeat import evaluation, experiment, records
     from fedeat.config import Source
-    from fedeat.model import ModelSource, load_model
 
     _choice("--scorer", scorer, ("likelihood", "generation"))
-    _choice("--template", template, ("auto", "alpaca", "chat", "plain"))
-    _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
     sets = experiment.evaluation_sets(sources)
-    length = max_length or int(min(512, _positions(model)))
-    network = load_model(
-        ModelSource(model, dtype=dtype, template=template, max_length=length), lora=None, adapter=adapter
-    )
+    network = _load(model, adapter, dtype=dtype, template=template, max_length=max_length)
     sets = experiment.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
     with terminal.stage_bars() as tell:
         rows, predictions = evaluation.evaluate(
@@ -196,6 +191,85 @@ def evaluate(
         records.make_directory(output.resolve().parent)
         records.write_json(output, {"rows": rows, "predictions": predictions})
         terminal.show_places({"rows and predictions": output})
+
+
+@app.command()
+def attack(
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="GLUE rows, or pairs whose originals are attacked. Repeatable.")
+    ],
+    kind: Annotated[str, typer.Option(help="typos, substitution, distraction, adaptive or embedding.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.json", help="Where the pairs, or a curve, go.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model; typos and distraction need none. A directory or a hub name.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="PEFT adapter directory.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="sst2, qqp, mnli, qnli or rte, where the columns do not tell.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Texts used of each file, drawn at random.")] = None,
+    rate: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of a text's words changed at most.")] = 0.15,
+    budget: Annotated[int, typer.Option(min=1, help="adaptive: times the model is asked about a text at most.")] = 300,
+    radii: Annotated[str, typer.Option(metavar="R,R,...", help="embedding: relative radii.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="embedding: ascent steps, more than training used.")] = 20,
+    restarts: Annotated[int, typer.Option(min=1, help="embedding: starts of each attack.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    template: Annotated[str, typer.Option(help="auto, alpaca, chat or plain.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a forward pass.")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a prompt may have. Default: 512, or what the model was made for.")
+    ] = None,
+) -> None:
+    """Attack texts: new original/modified pairs, or the robust accuracy along the radius.
+
+    Writes pairs in TrustLLM's schema, which `fedeat evaluate` reads; `substitution` takes near words of the model's
+    embedding table, `adaptive` asks the model which words to change. `embedding` perturbs embeddings, by FGSM, PGD and
+    at random, and writes a curve and its picture.
+
+    Example: `fedeat attack --model M --adapter runs/my/adapter --data sst2_dev.jsonl --kind adaptive --out pairs.json`
+    """
+    from fedeat import experiment, records, report
+    from fedeat.attacks.embedding import RADII
+    from fedeat.config import Source
+    from fedeat.experiment import attacking
+
+    _choice("--kind", kind, attacking.KINDS)
+    if model is None and kind not in attacking.WITHOUT_MODEL:
+        raise FedeatError(f"--kind {kind} needs --model: it looks into the model or asks it.")
+    sets = experiment.evaluation_sets([Source(path=str(path), task=task) for path in data])
+    network = None
+    if model is not None and kind not in attacking.WITHOUT_MODEL:
+        network = _load(model, adapter, dtype=dtype, template=template, max_length=max_length)
+        sets = experiment.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
+    items = attacking.texts_of(sets, limit=limit)
+    records.make_directory(output.resolve().parent)
+    with terminal.stage_bars() as tell:
+        if kind == "embedding":
+            assert network is not None
+            curve = attacking.curve(
+                network,
+                items,
+                radii=_radii(radii) or RADII,
+                steps=steps,
+                restarts=restarts,
+                batch_size=batch_size,
+                seed=seed,
+                progress=tell,
+            )
+            records.write_json(output, curve)
+            report.robustness_figure(curve["points"]).savefig(output.with_suffix(".png"), dpi=150)
+        else:
+            found = attacking.attack_texts(
+                kind, items, network, rate=rate, budget=budget, batch_size=batch_size, seed=seed, progress=tell
+            )
+            records.write_json(output, attacking.pair_rows(found))
+    if kind == "embedding":
+        terminal.show_curve(curve)
+        terminal.show_places({"curve": output, "plot": output.with_suffix(".png")})
+    else:
+        terminal.show_attack(found)
+        terminal.show_places({"pairs": output})
 
 
 @app.command()
@@ -344,6 +418,16 @@ def _show(rows: Sequence[Row], comparison: Path | None = None) -> None:
         report.print_tables(rows, terminal.out, None if comparison is None else report.differences_in(comparison))
     else:
         terminal.out.print("Nothing was evaluated: evaluation.data is empty.")
+
+
+def _load(model: str, adapter: Path | None, *, dtype: str, template: str, max_length: int | None) -> AdaptedModel:
+    from fedeat.model import ModelSource, load_model
+
+    _choice("--template", template, ("auto", "alpaca", "chat", "plain"))
+    _choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
+    length = max_length or int(min(512, _positions(model)))
+    source = ModelSource(model, dtype=dtype, template=template, max_length=length)
+    return load_model(source, lora=None, adapter=adapter)
 
 
 def _positions(model: str) -> float:

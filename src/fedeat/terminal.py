@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,12 +14,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from fedeat.attacks.text import Attacked
     from fedeat.experiment.calibration import Calibration
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-_STAGES = {"train": "training clients", "evaluate": "answering texts", "calibrate": "attacking batches"}
+_STAGES = {
+    "train": "training clients",
+    "evaluate": "answering texts",
+    "calibrate": "attacking batches",
+    "attack": "attacking texts",
+}
 _TRAINING_SHARE = 0.9  # of a run's time, about; evaluation is the rest
 
 
@@ -123,6 +129,46 @@ def show_places(places: Mapping[str, Path]) -> None:
     width = max(map(len, places))
     for name, path in places.items():
         out.print(f"[bold]{name:>{width}}[/bold]  {escape(str(path))}", highlight=False)
+
+
+def show_attack(attacked: Sequence[Attacked]) -> None:
+    """What an attack on texts did, in a line or two."""
+    from fedeat.attacks.adaptive_text import queries_per_success
+    from fedeat.attacks.pairs import mean_rate
+
+    changed = sum(found.modified != found.original for found in attacked)
+    out.print(
+        f"{changed} of {len(attacked)} texts changed, on average {100 * mean_rate(attacked):.1f} % of their words",
+        highlight=False,
+    )
+    tried = [found for found in attacked if found.fell is not None]
+    if tried:
+        fallen = sum(bool(found.fell) for found in tried)
+        price = queries_per_success(attacked)
+        cost = "" if price is None else f", {price:.0f} queries a success"
+        out.print(
+            f"attack success rate: {fallen}/{len(tried)} = {100 * fallen / len(tried):.1f} %{cost}", highlight=False
+        )
+
+
+def show_curve(curve: Mapping[str, Any]) -> None:
+    """Robust accuracy by task, radius and kind of attack."""
+    table = Table("task", "radius", "attack", "robust accuracy", "95 %", "ASR", "broken / right")
+    for point in curve["points"]:
+        low, high = 100 * point["accuracy_low"], 100 * point["accuracy_high"]
+        rate = "n/a" if point["asr"] is None else f"{100 * point['asr']:.1f} %"
+        table.add_row(
+            point["task"],
+            f"{point['radius']:g}",
+            point["kind"],
+            f"{100 * point['accuracy']:.1f} %",
+            f"[{low:.1f}, {high:.1f}]",
+            rate,
+            f"{point['broken']}/{point['right']}",
+        )
+    out.print(table)
+    for note in curve["suspicions"]:
+        err.print(f"[yellow]warning:[/yellow] {escape(note)}", highlight=False)
 
 
 def show_calibration(found: Calibration) -> None:

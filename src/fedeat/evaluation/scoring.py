@@ -68,19 +68,70 @@ def predict(
         raise ValueError(f'expected scorer "likelihood" or "generation", got {scorer!r}')
     if batch_size < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    if model.kind == "sequence-classification" or scorer == "likelihood":
+        return [_largest(scores) for scores in answer_scores(model, examples, batch_size=batch_size, progress=progress)]
+    where, distinct = _distinct(examples)
+    answers = _generated(model, distinct, batch_size, max_new_tokens, progress or _quiet)
+    return [answers[index] for index in where]
+
+
+def answer_scores(
+    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int = 32, progress: Progress | None = None
+) -> list[torch.Tensor]:
+    """How a model rates each answer of each example's task: (answers,) float64, by label.
+
+    A language model's are log-likelihoods of the answers, a classifier's its logits; the largest is the answer given,
+    and `log_softmax` makes either log-probabilities among the answers. Equal texts are put to the model once.
+
+    Args:
+        model: a causal language model or a classifier with a head for each task.
+        examples: of tasks in `tasks.TASKS`; their labels and answers are not looked at.
+        batch_size: sequences in a forward pass, >= 1.
+        progress: told after each batch.
+
+    Raises:
+        DataError, ModelError: as `predict`.
+    """
+    where, distinct = _distinct(examples)
+    score = _class_scores if model.kind == "sequence-classification" else _likelihoods
+    scores = score(model, distinct, batch_size, progress or _quiet)
+    return [scores[index] for index in where]
+
+
+def answer_sequences(
+    model: AdaptedModel, examples: Sequence[Example]
+) -> tuple[list[Encoded], tuple[tuple[int, ...], ...]]:
+    """Examples of one task followed by its longest answer, so that all answers follow the same prompt, and the answers.
+
+    Args:
+        model: a causal language model.
+        examples: at least one.
+
+    Raises:
+        ModelError: as `predict`.
+    """
+    options = _candidates(model, examples[0])
+    longest = named(examples[0].task).answers[options.longest]
+    found = []
+    for entry in examples:
+        full = model.encode(replace(entry, answer=longest))
+        stop = full.answer_start + len(options.tokens[options.longest])  # the closing token says nothing
+        found.append(replace(full, input_ids=full.input_ids[:stop], perturbable=full.perturbable[:stop]))
+    return found, options.tokens
+
+
+def _distinct(examples: Sequence[Example]) -> tuple[list[int], list[Example]]:
+    """Where each example is among the distinct ones, and these without their labels."""
     place: dict[tuple[str, str, str | None], int] = {}
     where = [place.setdefault((entry.task, entry.prompt, entry.pair), len(place)) for entry in examples]
     distinct = [Example(prompt, pair=pair, task=task) for task, prompt, pair in place]
     for task in {entry.task for entry in distinct}:
         named(task)
-    tell = progress or (lambda done, total: None)
-    if model.kind == "sequence-classification":
-        answers = _classified(model, distinct, batch_size, tell)
-    elif scorer == "likelihood":
-        answers = _likeliest(model, distinct, batch_size, tell)
-    else:
-        answers = _generated(model, distinct, batch_size, max_new_tokens, tell)
-    return [answers[index] for index in where]
+    return where, distinct
+
+
+def _quiet(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 def judge(text: str, task: str) -> int | None:
@@ -104,7 +155,7 @@ class _Candidates:
     longest: int
 
 
-def _likeliest(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[int | None]:
+def _likelihoods(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[torch.Tensor]:
     candidates: dict[str, _Candidates] = {}
     sequences: list[tuple[Encoded, int, int]] = []  # tokens, example, label or -1 for all labels at once
     for index, entry in enumerate(examples):
@@ -135,7 +186,7 @@ def _likeliest(model: AdaptedModel, examples: list[Example], size: int, tell: Pr
                 scores[index][:] = logprobs[b, [tokens[0] for tokens in candidates[examples[index].task].tokens]]
             done.add(index)
         tell(len(done), len(examples))
-    return [_largest(values) for values in scores]
+    return scores
 
 
 def _candidates(model: AdaptedModel, entry: Example) -> _Candidates:
@@ -176,27 +227,26 @@ def _generated(
     return answers
 
 
-def _classified(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[int | None]:
+def _class_scores(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[torch.Tensor]:
     encoded = []
     for index, entry in enumerate(examples):
         head = entry.task if entry.task in model.heads else named(entry.task).head
-        encoded.append((index, model.encode(replace(entry, task=head)), model.heads[head].start))
+        encoded.append((index, model.encode(replace(entry, task=head)), model.heads[head]))
         if len(model.heads[head]) != len(named(entry.task).answers):
             raise ModelError(
                 f"the classifier's head for {head} has {len(model.heads[head])} classes; {entry.task} has "
                 f"{len(named(entry.task).answers)}. Evaluate it on the tasks it was trained for"
             )
-    answers: list[int | None] = [None] * len(examples)
+    scores = [torch.empty(0, dtype=torch.float64)] * len(examples)
     done = 0
     for batch in _longest_first(encoded, size, key=lambda item: len(item[1].input_ids)):
         with model.evaluating():
             logits = model.supervised_logits(model.collate([tokens for _, tokens, _ in batch])).float().cpu()
-        for row, (index, _, start) in zip(logits, batch, strict=True):
-            best = _largest(row)
-            answers[index] = None if best is None else best - start
+        for row, (index, _, classes) in zip(logits, batch, strict=True):
+            scores[index] = row[classes.start : classes.stop].double()
         done += len(batch)
         tell(done, len(examples))
-    return answers
+    return scores
 
 
 def _largest(scores: torch.Tensor) -> int | None:

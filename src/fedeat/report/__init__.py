@@ -9,5 +9,13 @@ from __future__ import annotations
 from fedeat.report.figures import calibration_figure
 from fedeat.report.page import differences_in, write_report, write_report_for
 from fedeat.report.tables import print_tables
+from fedeat.report.trade_offs import robustness_figure
 
-__all__ = ["calibration_figure", "differences_in", "print_tables", "write_report", "write_report_for"]
+__all__ = [
+    "calibration_figure",
+    "differences_in",
+    "print_tables",
+    "robustness_figure",
+    "write_report",
+    "write_report_for",
+]

@@ -1,0 +1,136 @@
+"""Figures of what robustness costs: robust accuracy along the radius, and accuracy against attack success."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from fedeat.report.cells import display_name
+from fedeat.report.figures import (
+    BLUE,
+    GREY,
+    INK,
+    MARKERS,
+    PANEL_WIDTH,
+    VERMILLION,
+    legend_columns,
+    method_colours,
+    shorten,
+    style,
+)
+from fedeat.report.tables import FLAG, ResultTable
+
+_KINDS = {"random": (GREY, "o", ":"), "fgsm": (BLUE, "s", "--"), "pgd": (VERMILLION, "^", "-")}
+
+
+def robustness_figure(points: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Robust accuracy of one model along the radius, a panel a task, a line a kind of attack, with 95 % intervals.
+
+    Args:
+        points: "task", "kind", "radius", "accuracy", "accuracy_low" and "accuracy_high", shares in 0..1; the point of
+            kind "none" is the accuracy without an attack.
+        title: of the figure, "" for none.
+    """
+    tasks = list(dict.fromkeys(str(point["task"]) for point in points))
+    with style():
+        figure = Figure(figsize=(PANEL_WIDTH, 2.1 * max(len(tasks), 1) + 0.7), layout="constrained")
+        grid = figure.subplots(max(len(tasks), 1), 1, sharex=True, squeeze=False)
+        for axes, task in zip(grid[:, 0], tasks, strict=False):
+            own = [point for point in points if point["task"] == task]
+            for kind, (colour, marker, line) in _KINDS.items():
+                _curve(axes, [point for point in own if point["kind"] == kind], kind, colour, marker, line)
+            for point in own:
+                if point["kind"] == "none":
+                    axes.axhline(100 * point["accuracy"], color=INK, linewidth=0.9, linestyle="-.", label="no attack")
+            axes.set_title(task)
+        _radius_axes(list(grid[:, 0]), [float(point["radius"]) for point in points])
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=4, handlelength=1.8, columnspacing=1.0)
+        if title:
+            figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.02, ha="left")
+    return figure
+
+
+def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Robust accuracy of several methods under PGD along the radius, on one task, each with its 95 % band.
+
+    Args:
+        curves: method -> its points, as `robustness_figure` takes them, of one task and kind.
+        title: of the panel.
+    """
+    colours = method_colours(list(curves))
+    with style():
+        figure = Figure(figsize=(PANEL_WIDTH, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for index, (method, points) in enumerate(curves.items()):
+            marker = MARKERS[index % len(MARKERS)]
+            line = ("-", "--", "-.", ":")[index % 4]
+            _curve(axes, points, shorten(display_name(method)), colours[method], marker, line)
+        _radius_axes([axes], [float(point["radius"]) for points in curves.values() for point in points])
+        axes.set_title(title)
+        names = [shorten(display_name(method)) for method in curves]
+        columns = legend_columns(names, handle=8, limit=4)
+        figure.legend(loc="outside lower left", ncols=columns, handlelength=2.4, columnspacing=1.2)
+    return figure
+
+
+def scatter_figure(table: ResultTable, task: str) -> Figure:
+    """Accuracy against attack success rate of every method on one task, with both intervals; up and left is better."""
+    colours = method_colours(table.methods)
+    with style():
+        figure = Figure(figsize=(PANEL_WIDTH, 3.1), layout="constrained")
+        axes = figure.subplots()
+        for index, method in enumerate(table.methods):
+            cell = table.cells.get((method, task))
+            if cell is None or cell.accuracy.mean is None or cell.asr.mean is None:
+                continue
+            x, y = 100 * cell.asr.mean, 100 * cell.accuracy.mean
+            look: dict[str, Any] = {"color": colours[method], "linewidth": 1.1, "alpha": 0.75}
+            if cell.asr.low is not None and cell.asr.high is not None:
+                axes.plot([100 * cell.asr.low, 100 * cell.asr.high], [y, y], **look)
+            if cell.accuracy.low is not None and cell.accuracy.high is not None:
+                axes.plot([x, x], [100 * cell.accuracy.low, 100 * cell.accuracy.high], **look)
+            name = shorten(display_name(method)) + (f" {FLAG}" if cell.flags else "")
+            face = "white" if cell.flags else colours[method]
+            axes.plot(
+                [x], [y], MARKERS[index % len(MARKERS)], color=colours[method], markerfacecolor=face, markersize=7,
+                label=name, zorder=3,
+            )  # fmt: skip
+        axes.set_xlabel("Attack success rate (%), lower is better")
+        axes.set_ylabel("Accuracy (%)")
+        axes.set_title(shorten(task, 40))
+        axes.grid(visible=True)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            columns = legend_columns(labels, handle=5, limit=3)
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.2, columnspacing=1.2)
+    return figure
+
+
+def _curve(axes: Any, points: Sequence[Mapping[str, Any]], name: str, colour: str, marker: str, line: str) -> None:
+    if not points:
+        return
+    ordered = sorted(points, key=lambda point: float(point["radius"]))
+    radii = [float(point["radius"]) for point in ordered]
+    axes.plot(
+        radii, [100 * point["accuracy"] for point in ordered], line, color=colour, marker=marker, markersize=4,
+        linewidth=1.5, label=name,
+    )  # fmt: skip
+    lows, highs = ([100 * point[key] for point in ordered] for key in ("accuracy_low", "accuracy_high"))
+    axes.fill_between(radii, lows, highs, color=colour, alpha=0.13, linewidth=0)
+
+
+def _radius_axes(grid: Sequence[Any], radii: Sequence[float]) -> None:
+    shown = sorted({radius for radius in radii if radius > 0})
+    shown = shown[:: -(-len(shown) // 7) or 1]
+    for axes in grid:
+        axes.set_ylim(0, 102)
+        axes.set_ylabel("Robust accuracy (%)")
+        axes.grid(visible=True)
+        axes.set_xscale("log")
+        axes.set_xticks(shown, [f"{radius:g}" for radius in shown])
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    grid[-1].set_xlabel("Radius (relative to the mean embedding norm)")
