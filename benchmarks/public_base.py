@@ -40,6 +40,9 @@ PASSES = {"sst2": 1, "qqp": 2, "qnli": 2, "mnli": 3}
 HELD_OUT = 400
 """Rows of each train file that measure the base; neither it nor a client trains on them."""
 
+LEAST_WORDS = {"sst2": 10}
+"""Words that a client's row has at least: most of SST-2's train rows are fragments, its dev file is of sentences."""
+
 BATCH = 16
 LEARNING_RATE = 1.5e-4
 MAX_LENGTH = 64
@@ -56,7 +59,9 @@ def split(shared: Path, out: Path) -> dict[str, tuple[list[dict[str, Any]], list
         random.Random(f"{SEED} {task}").shuffle(rows)
         end = PUBLIC[task] + HELD_OUT
         parts[task] = rows[: PUBLIC[task]], rows[PUBLIC[task] : end]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[end:]]
+        least = LEAST_WORDS.get(task, 0)
+        held = [row for row in rows[end:] if len(row[FIELDS[task][0]].split()) >= least]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in held]
         (out / "data" / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
     return parts
 
