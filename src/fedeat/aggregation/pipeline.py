@@ -140,7 +140,7 @@ def aggregate(
         rank: of the recompressed adapter; by default the largest of the updates'.
         sample: geometric median in factor space only: draws the secret coordinates from which weights of large updates
             are found first and then corrected by exact distances (`sampling`). Cheaper with many clients, right to
-            about 1e-7 of the objective, without a certificate: the gap is nan unless all products were needed after
+            5e-7 of the objective or better, without a certificate: the gap is nan unless all products were needed after
             all.
 
     Raises:
@@ -176,19 +176,23 @@ def aggregate(
         for name, names in _groups(source, grouping).items():
             part = source.restrict(names) if name else source
             quick = None if sample is None else sampled_geometric_median(part, prior[kept], sample)
+            point: Tensor | dict[str, Tensor] | None = None
             if quick is not None:
-                decided, centre, readings = quick[0], None, quick[1]
+                decided, readings, point = quick
+                centre = None
             else:
                 decided, found = _weigh(part, prior[kept], cast(Rule, rule), lora)
                 centre, readings = found.centre, found.passes
-            if lora is None or combine == "factors":
+            if point is not None:
+                values.append(point)
+            elif lora is None or combine == "factors":
                 values.append(geometry.combine(part, decided.weights, centre=centre))
             else:
                 value, lost = recombine(part, decided.weights, lora, rank=rank if combine == "recompressed" else None)
                 values.append(value)
                 discarded.append(lost)
             decisions.append((name, sum(part.layout[key].numel for key in part.layout), decided))
-            passes = max(passes, readings + 1)
+            passes = max(passes, readings + (point is None))
         merged = (
             values[0] if len(values) == 1 else {k: t for v in values for k, t in cast(dict[str, Tensor], v).items()}
         )

@@ -1,12 +1,14 @@
 """The geometric median of large updates from a secret sample of their coordinates, corrected by exact distances.
 
 For many clients the inner products dominate the cost. Distances on a random sample of the coordinates give weights that
-are right to about the square of the sample's error; one exact reading of all coordinates then measures every client's
-distance from that point, which fixes the gradient, and a Newton step with the sample's curvature squares the error
-again. The coordinates must be drawn after the updates have arrived, by a generator no client can predict: an attacker
-who knew them could be huge elsewhere. One who hides in few coordinates anyway is found by the exact distances and costs
-more readings; after three the full inner products are used. Results carry no certificate: the sample's curvature
-proves nothing.
+are right to about the square of the sample's error. One exact reading of all coordinates then forms that point and
+measures every client's distance from it, which fixes the gradient. Where a Newton step with the sample's curvature has
+nothing left to gain, the point is the answer; else the step squares the error again, for another reading.
+
+The coordinates must be drawn after the updates have arrived, by a generator no client can predict: an attacker who knew
+them could be huge elsewhere. One who hides in few coordinates anyway is found by the exact distances and costs more
+readings; after three the full inner products are used. Results carry no certificate: the sample's curvature proves
+nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +20,26 @@ import torch
 from torch import Tensor
 
 from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median, iterate, newton_direction
+from fedeat.geometry import fill
 from fedeat.geometry.distances import cancellation, medoid, recentred
 from fedeat.geometry.layout import Segment, UpdateSource
-from fedeat.geometry.sources import as_rows, blocks
+from fedeat.geometry.sources import BLOCK_BYTES, as_rows, blocks
 
 _LEAST_COORDINATES = 65536
 _LENGTH = 1024
 _MOST_READINGS = 3
+_ENOUGH = 5e-7
+"""Estimated relative excess of the objective at which a point that was read exactly is good enough."""
 _EXCESS = 1e-8
-"""Estimated relative excess of the objective at which a result is good enough: a tenth is usual after one reading."""
+"""The same of a point one Newton step further, which no reading has seen: a tenth is usual after one reading."""
 _CANCELLATION = 64
 """By how much squared norms may exceed the squared distance that is their difference: six of 24 bits are lost."""
 
 
 def sampled_geometric_median(
     source: UpdateSource, prior_weights: Tensor, generator: torch.Generator
-) -> tuple[ClientWeights, int] | None:
-    """Weights of the geometric median from a sample and a few exact readings, and the number of those.
+) -> tuple[ClientWeights, int, Tensor | dict[str, Tensor] | None] | None:
+    """Weights of the geometric median from a sample and a few exact readings, the number of those, and the point.
 
     Args:
         source: n updates.
@@ -42,8 +47,9 @@ def sampled_geometric_median(
         generator: of the secret coordinates.
 
     Returns:
-        None where a sample does not pay or does not suffice: few coordinates, an optimum at one client's update, values
-        that are not finite or out of float32's range, or an estimate that is not small after three readings.
+        The point is None where the weights are of one that no reading has formed yet. All is None where a sample does
+        not pay or does not suffice: few coordinates, an optimum at one client's update, values that are not finite or
+        out of float32's range, or an estimate that is not small after three readings.
     """
     coordinates = sum(spec.numel for spec in source.layout.values())
     budget = max(_LEAST_COORDINATES, coordinates // 32)
@@ -64,7 +70,7 @@ def sampled_geometric_median(
     gram = recentred(gram, medoid(gram, prior_weights))
     for reading in range(1, _MOST_READINGS + 1):
         guessed = iterate(gram, prior_weights, weights)
-        radii = _radii(source, weights)
+        radii, point = _read(source, weights)
         if not bool(torch.isfinite(radii).all()) or float(radii.min()) < 1e-3 * float(radii.median()):
             return None
         # Exact distances make the gradient exact, as coefficients; only the curvature is the sample's.
@@ -72,12 +78,14 @@ def sampled_geometric_median(
         state = replace(guessed, radii=radii, pulls=pulls, step=pulls / pulls.sum() - weights)
         move = newton_direction(gram, state)
         move = state.step if move is None else move
-        weights = weights + move
         objective = float(prior_weights @ radii)
-        excess = float(state.pulls.sum()) * float(move @ (gram @ state.step)) / objective
+        excess = abs(float(state.pulls.sum()) * float(move @ (gram @ state.step)) / objective)
         mismatch = float(guessed.coefficients.abs() @ (1 - guessed.radii / radii).abs())
-        if abs(excess) * (mismatch**2 + abs(excess)) <= _EXCESS:
-            return ClientWeights(weights, decided.iterations + reading, objective), reading
+        if excess <= _ENOUGH and mismatch <= 0.1:
+            return ClientWeights(weights, decided.iterations, objective), reading, point
+        weights = weights + move
+        if excess * (mismatch**2 + excess) <= _EXCESS:
+            return ClientWeights(weights, decided.iterations + reading, objective), reading, None
     return None
 
 
@@ -95,9 +103,13 @@ def _draw(source: UpdateSource, budget: int, coordinates: int, generator: torch.
 
 
 def _sampled_gram(source: UpdateSource, segments: Sequence[Segment], centre: int | None) -> Tensor:
-    total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
-    for segment in segments:
-        rows = as_rows([source.piece(segment)], torch.float32)
+    count = len(source.labels)
+    total = torch.zeros(count, count, dtype=torch.float64, device=source.device)
+    several = max(1, BLOCK_BYTES // (4 * count * _LENGTH))
+    for first in range(0, len(segments), several):
+        pieces = [source.piece(segment) for segment in segments[first : first + several]]
+        slabs = [piece for piece in pieces if isinstance(piece, Tensor)]
+        rows = torch.cat(slabs, dim=1).float() if len(slabs) == len(pieces) else as_rows(pieces, torch.float32)
         if centre is not None:
             rows = rows - rows[centre]
         total += rows @ rows.T
@@ -110,8 +122,8 @@ def _usable(gram: Tensor, coordinates: int) -> bool:
     return bool(torch.isfinite(norms).all()) and float(norms.median()) > coordinates * 1e-32
 
 
-def _radii(source: UpdateSource, weights: Tensor) -> Tensor:
-    """(n,) float64 distances of all updates from their weighted sum y, in one reading or two.
+def _read(source: UpdateSource, weights: Tensor) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
+    """(n,) float64 distances of all updates from their weighted sum y, and y, in one reading or two.
 
     `|x_i|^2 - 2 <x_i, y> + |y|^2` reads a block as often as its subtraction from y but writes nothing, and takes half
     the time. Where it loses digits, because updates share a large common part, y is subtracted after all.
@@ -119,16 +131,19 @@ def _radii(source: UpdateSource, weights: Tensor) -> Tensor:
     norms = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
     along, square = torch.zeros_like(norms), torch.zeros_like(norms[0])
     factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
-    for _, block in blocks(source):
+    layout = source.layout
+    value = {name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device) for name, spec in layout.items()}
+    for segments, block in blocks(source):
         point = torch.mv(block.T, factors[block.dtype])
+        fill(value, segments, point)
         along += torch.mv(block, point)
         norms += torch.linalg.vector_norm(block, dim=1).double() ** 2
         square += torch.dot(point, point)
     squares = norms - 2 * along + square
-    if bool((norms + square <= _CANCELLATION * squares).all()):
-        return squares.sqrt().cpu()
-    squares = torch.zeros_like(norms)
-    for _, block in blocks(source):
-        away = block - torch.mv(block.T, factors[block.dtype])
-        squares += torch.linalg.vector_norm(away, dim=1).double() ** 2
-    return squares.sqrt().cpu()
+    if not bool((norms + square <= _CANCELLATION * squares).all()):
+        squares = torch.zeros_like(norms)
+        for _, block in blocks(source):
+            away = block - torch.mv(block.T, factors[block.dtype])
+            squares += torch.linalg.vector_norm(away, dim=1).double() ** 2
+    shaped = {name: tensor.reshape(layout[name].shape) for name, tensor in value.items()}
+    return squares.sqrt().cpu(), source.assemble(shaped)
