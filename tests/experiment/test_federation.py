@@ -104,6 +104,14 @@ def test_a_backdoor_is_measured_beside_clean_accuracy(make_config: MakeConfig, t
         load(make_config(attack={"kind": "backdoor", "fraction": 0.25}))
 
 
+def test_a_robustness_curve_is_measured_where_radii_are_given(make_config: MakeConfig, tmp_path: Path) -> None:
+    section = {"radii": [0.1, 0.5], "attacked": 5, "attack_steps": 2, "restarts": 1}
+    experiment.run(load(make_config(evaluation=section, federation={"rounds": 1})), tmp_path / "run")
+    curve = json.loads((tmp_path / "run" / "evaluation.json").read_text())["curve"]
+    assert (curve["steps"], curve["restarts"], len(curve["points"])) == (2, 1, 1 + 3 * 2)
+    assert {point["texts"] for point in curve["points"]} == {5 + 5}  # five of each file
+
+
 def test_a_rule_told_to_withstand_many_goes_on_when_some_were_rejected(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
         partition={"clients": 6, "kind": "iid"},

@@ -69,6 +69,21 @@ def make_predictions(row: dict[str, Any]) -> dict[str, Any]:
     return {"benign": {"labels": labels, "predictions": answers}, "pairs": pairs}
 
 
+def make_curve(method: str, seed: int) -> dict[str, Any]:
+    """A robustness curve on one task: methods that saw perturbations hold out longer."""
+    points = [{"task": "sst2", "kind": "none", "radius": 0.0, "asr": 0.0, **_around(0.85)}]
+    for kind, strength in (("random", 0.1), ("fgsm", 1.0), ("pgd", 1.6)):
+        for radius in (0.02, 0.05, 0.1, 0.2):
+            value = 0.85 * math.exp(-strength * radius * (6 if "eat" in method else 12)) - 0.01 * seed
+            points.append({"task": "sst2", "kind": kind, "radius": radius, "asr": 0.0, **_around(value)})
+    return {"steps": 20, "restarts": 3, "points": points, "suspicions": []}
+
+
+def _around(value: float) -> dict[str, float]:
+    low, high = wilson(value, 100)
+    return {"accuracy": value, "accuracy_low": low, "accuracy_high": high}
+
+
 def cell_name(method: str, attack: str, seed: int) -> str:
     """Name of a run directory."""
     return f"{method}-{attack}-{0.0 if attack == 'none' else 0.3}-seed{seed}"
@@ -96,7 +111,8 @@ def write_run(directory: Path, method: str, attack: str, seed: int = 0, *, round
     names = [f"{task}:{label}" for task, labels in TASKS.items() for label in labels]
     held = {client: {name: int(share.expovariate(1 / 40)) for name in names} for client in range(clients)}
     stored = {str(client): {"examples": sum(counts.values()), "counts": counts} for client, counts in held.items()}
-    write_json(directory / "partition.json", {"clients": stored})
+    left_out = {"blank": 0, "excluded": 80}
+    write_json(directory / "partition.json", {"clients": stored, "left_out": left_out})
     lines: list[dict[str, Any]] = []
     timings = []
     for step in range(rounds):
@@ -136,7 +152,11 @@ def write_run(directory: Path, method: str, attack: str, seed: int = 0, *, round
         rows[0]["histogram"] = {"negative": 3, "positive": 145, "unparsable": 0}
         rows[1] |= {"asr": None, "asr_low": None, "asr_high": None, "broken": 0, "benign_correct": 0}
     predictions = {row["task"]: make_predictions(row) for row in rows}
-    write_json(directory / "evaluation.json", {"rows": rows, "predictions": predictions})
+    if attack == "backdoor":
+        rows[0] |= {"backdoor": 0.9, "backdoor_low": 0.8, "backdoor_high": 0.95, "backdoor_clean": 0.1}
+        rows[0]["backdoor_texts"] = 200
+    evaluation = {"rows": rows, "predictions": predictions, "curve": make_curve(method, seed)}
+    write_json(directory / "evaluation.json", evaluation)
 
 
 def write_lines(path: Path, lines: Sequence[object]) -> None:

@@ -37,10 +37,14 @@ def rows_of(new_row: NewRow, **changes: Any) -> list[dict[str, Any]]:
 
 def test_a_shown_difference_names_who_where_and_how_much(new_row: NewRow) -> None:
     (sentence,) = shows(table(rows_of(new_row), LOWER, SAME))
-    assert sentence == (
-        "The attack success rate of FedEAT is lower than that of FedAvg on sst2 by 20.0 points "
-        "(95 % interval 10.0 to 30.0)."
-    )
+    assert sentence == "FedEAT has lower attack success rate than FedAvg: sst2 by 20.0 [10.0, 30.0]."
+
+
+def test_a_lower_rate_at_lost_accuracy_is_no_gain(new_row: NewRow) -> None:
+    lost = replace(LOWER, measure="accuracy", value=0.1, low=0.05, high=0.15)
+    tables = table(rows_of(new_row), LOWER, lost)
+    assert [sentence.split(" than ")[0] for sentence in shows(tables)] == ["FedAvg has higher accuracy"]
+    assert "1 lower attack success rate is not counted" in " ".join(shows_not(tables, read_rows(rows_of(new_row))[0]))
 
 
 def test_where_none_is_shown_nothing_is_claimed_and_the_power_is_said(new_row: NewRow) -> None:

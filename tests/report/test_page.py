@@ -67,7 +67,9 @@ def test_every_link_leads_to_a_file_beside_the_page(page: Path) -> None:
 def test_every_figure_is_also_a_png(page: Path) -> None:
     images = [attributes for tag, attributes in Outline(page.read_text(encoding="utf-8")).tags if tag == "img"]
     files = list((page.parent / "figures").glob("*.png"))
-    assert len(images) == len(files) == 17  # 2 x (accuracy, ASR, loss, accuracy by round), 8 weights, 1 partition
+    assert (
+        len(images) == len(files) == 27
+    )  # 2 x (accuracy, ASR, curve, loss, accuracy by round), 8 scatters, 8 weights, 1 partition
     assert all(image["alt"] for image in images)
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 

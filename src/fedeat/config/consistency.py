@@ -143,6 +143,8 @@ def _evaluation(config: Config) -> Iterator[str]:
         yield 'evaluation.scorer = "generation" needs task = "causal-lm"; a classifier generates nothing.'
     if config.evaluation.every and not config.evaluation.data:
         yield f"evaluation.every is {config.evaluation.every} but evaluation.data is empty. Name what to evaluate on."
+    if config.evaluation.radii and not config.evaluation.data:
+        yield "evaluation.radii are given but evaluation.data is empty. Name the texts to attack."
     if config.model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         yield 'model.load_in_4bit needs bitsandbytes: pip install "fedeat[quantization]".'
 

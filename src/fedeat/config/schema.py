@@ -225,6 +225,12 @@ class EvaluationSection(Section):
     scorer: Literal["likelihood", "generation"] = Field("likelihood", description="how a causal LM's answer is read")
     batch_size: int = Field(32, ge=1, description="texts a forward pass")
     every: int = Field(0, ge=0, description="evaluate benign data every so many rounds; 0 is after the last alone")
+    radii: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="relative radii at which the trained model's embeddings are attacked: its robustness curve"
+    )
+    attacked: int = Field(100, ge=1, description="texts of each file that are attacked, drawn at random")
+    attack_steps: int = Field(20, ge=1, description="PGD steps of that attack, more than training takes")
+    restarts: int = Field(3, ge=1, description="starts of that attack, the first at zero")
 
 
 class CompareSection(Section):

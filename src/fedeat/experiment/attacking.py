@@ -15,7 +15,7 @@ from fedeat.attacks.pairs import pair_rows
 from fedeat.attacks.text import Attacked
 from fedeat.errors import DataError
 from fedeat.evaluation import EvaluationSet, Item
-from fedeat.experiment.federation import Progress, silent
+from fedeat.experiment.side_by_side import Tell
 from fedeat.model import AdaptedModel
 
 __all__ = ["KINDS", "WITHOUT_MODEL", "attack_texts", "curve", "pair_rows", "texts_of"]
@@ -30,7 +30,7 @@ def texts_of(sets: Sequence[EvaluationSet], *, limit: int | None = None) -> list
 
     Args:
         sets: what the files hold.
-        limit: texts taken of each file, drawn at random; None for all.
+        limit: texts taken of each file, drawn at random, the same in every run; None for all.
 
     Raises:
         DataError: there is no text whose words can be told from its prompt.
@@ -59,7 +59,7 @@ def attack_texts(
     budget: int = 300,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Tell = lambda stage, done, total: None,
 ) -> list[Attacked]:
     """Texts under one of the attacks that `KINDS` names.
 
@@ -106,7 +106,7 @@ def curve(
     restarts: int,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Tell = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Robust accuracy along the radius as a record: its points, its settings, and what is suspicious about it."""
     points = robustness_curve(

@@ -24,7 +24,7 @@ from fedeat.data import Encoded, Example, partition, require_targets, truncation
 from fedeat.engine.encoding import Residuals, encoded_clients
 from fedeat.errors import ConfigError, RecordError
 from fedeat.evaluation import EvaluationSet
-from fedeat.experiment import binding, round_records
+from fedeat.experiment import attacking, binding, round_records
 from fedeat.experiment.binding import model_source
 from fedeat.experiment.inputs import (
     answerable,
@@ -131,8 +131,9 @@ def run(
             federation.model.load_adapter(adapter)
             federation.model.save_adapter(home.adapter, adapter)
             rows, predictions = _evaluate(config, federation.model, federation.evaluation_sets, progress)
+            curve = _curve(config, federation.model, federation.evaluation_sets, progress)
         rows = [{**labels(config), **row, "run": directory.name} for row in rows]
-        records.write_json(home.evaluation_file, {"rows": rows, "predictions": predictions})
+        records.write_json(home.evaluation_file, {"rows": rows, "predictions": predictions, **curve})
         return rows
 
 
@@ -332,6 +333,26 @@ def _evaluate(
         triggered=binding.triggered_function(config),
         progress=functools.partial(progress, "evaluate"),
     )
+
+
+def _curve(
+    config: Config, model: AdaptedModel, sets: Sequence[EvaluationSet], progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Robust accuracy along the radius as evaluation.json has it; nothing where no radii are asked for."""
+    section = config.evaluation
+    if not section.radii:
+        return {}
+    found = attacking.curve(
+        model,
+        attacking.texts_of(sets, limit=section.attacked),
+        radii=section.radii,
+        steps=section.attack_steps,
+        restarts=section.restarts,
+        batch_size=section.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+    return {"curve": found}
 
 
 def _heads(model: AdaptedModel) -> Mapping[str, range] | None:

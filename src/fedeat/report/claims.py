@@ -13,23 +13,35 @@ _MEASURES = {"accuracy": "accuracy", "asr": "attack success rate"}
 
 
 def shows(tables: Sequence[ResultTable]) -> list[str]:
-    """A sentence a measure and two methods: on which tasks, and by how much, one is shown to be better."""
+    """A sentence a measure and two methods: on which tasks, and by how many points, one is shown to be better.
+
+    A lower ASR is no gain where the method, or the one it is compared with, is shown to be less accurate than another.
+    """
     sentences = []
     for table in tables:
         where = f", {table.condition.phrase}" if len(tables) > 1 else ""
         found: dict[tuple[str, str, str], list[Difference]] = {}
         for item in table.tested.differences:
-            if item.better is not None:
+            if item.better is not None and not _bought(table, item):
                 worse = item.second if item.better == item.first else item.first
                 found.setdefault((item.better, item.measure, worse), []).append(item)
         for (better, measure, worse), items in found.items():
             direction = "higher" if measure == "accuracy" else "lower"
-            parts = [f"{item.task} by {_points(abs(item.value))} ({_reach(item)})" for item in items]
+            parts = [f"{item.task} by {percent(abs(item.value))} {_reach(item)}" for item in items]
             sentences.append(
-                f"The {_MEASURES[measure]} of {display_name(better)} is {direction} than that of "
-                f"{display_name(worse)} on {listed(parts)}{where}."
+                f"{display_name(better)} has {direction} {_MEASURES[measure]} than {display_name(worse)}{where}: "
+                f"{listed(parts)}."
             )
     return sentences
+
+
+def _bought(table: ResultTable, item: Difference) -> bool:
+    """Whether a difference in ASR is one between methods of which one is less accurate than an unflagged other."""
+    if item.measure != "asr":
+        return False
+    shown = table.tested.shown(item.task, "accuracy")
+    beaten = {worse for better, worse in shown if not table.cells[better, item.task].flags}
+    return item.first in beaten or item.second in beaten
 
 
 def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
@@ -40,12 +52,19 @@ def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
         hidden = [item for item in tested if not item.significant]
         if hidden:
             smallest = sorted(item.detectable for item in hidden)
-            span = _points(smallest[0]) if len(hidden) == 1 else f"{_points(smallest[0])} to {_points(smallest[-1])}"
+            low, high = percent(smallest[0]), percent(smallest[-1])
+            span = low if low == high else f"{low} to {high}"
             of = f"{len(tested)} comparison{'s' * (len(tested) > 1)} of two methods"
             sentences.append(
                 f"In {words}, {len(hidden)} of {of} show{'s' * (len(hidden) == 1)} no difference. That is not evidence "
-                f"of equality: these texts could have shown differences of {span} or more ({100 * POWER:.0f} % power)."
+                f"of equality: these texts could have shown differences of {span} points or more ({100 * POWER:.0f} % power)."
             )
+    bought = sum(item.significant and _bought(table, item) for table in tables for item in table.tested.differences)
+    if bought:
+        sentences.append(
+            f"{bought} lower attack success rate{'s are' if bought > 1 else ' is'} not counted, because one of the two "
+            "methods is shown to be less accurate than another: what answers at random cannot be moved."
+        )
     if not any(table.tested.differences for table in tables):
         sentences.append("No two methods could be compared on the same texts, so no difference is shown.")
     return [*sentences, *_flagged(tables), *_seeds(rows), *_pairs(rows)]
@@ -59,7 +78,7 @@ def method_note(tables: Sequence[ResultTable]) -> str:
     return (
         "Two methods are compared on the same texts by McNemar's exact test over distinct originals and by a paired "
         f"bootstrap; the larger p-value counts, corrected by Holm over the table (up to {largest} comparisons), at "
-        f"{100 * LEVEL:.0f} %."
+        f"{100 * LEVEL:.0f} %. Differences are in points, with 95 % intervals that are not corrected."
     )
 
 
@@ -100,10 +119,6 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _points(value: float) -> str:
-    return f"{percent(value)} points"
-
-
 def _reach(item: Difference) -> str:
     low, high = sorted((abs(item.low), abs(item.high))) if item.low * item.high > 0 else (item.low, item.high)
-    return f"95 % interval {percent(low)} to {percent(high)}"
+    return f"[{percent(low)}, {percent(high)}]"

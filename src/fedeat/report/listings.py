@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedeat.report.canvas import Canvas
-from fedeat.report.cells import Cell, Row, display_name, method_order
+from fedeat.report.cells import Cell, Row, display_name, estimate, method_order
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
 from fedeat.report.tables import ResultTable, interval, percent, spread, table_csv, write_csv
+from fedeat.report.trade_offs import curve_points
 from fedeat.report.values import client_ids, number
 
 # What stands on the page; all of it is in the CSV files.
@@ -105,6 +106,49 @@ def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[st
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def backdoor_listing(rows: Sequence[Row], canvas: Canvas) -> dict[str, Any]:
+    """How often a backdoor's trigger calls up its answer, with and without the trigger, beside clean accuracy."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.backdoor is not None:
+            found.setdefault((row.condition.title, row.method, row.task), []).append(row)
+    columns = (
+        "condition", "method", "task", "seeds", "texts", "success", "success_low", "success_high", "without_trigger",
+        "accuracy",
+    )  # fmt: skip
+    lines: list[tuple[object, ...]] = []
+    shown = []
+    for (condition, method, task), members in found.items():
+        success = estimate([(row.backdoor, row.backdoor_low, row.backdoor_high) for row in members])
+        clean = estimate([(row.backdoor_clean, None, None) for row in members])
+        accuracy = estimate([(row.accuracy, None, None) for row in members])
+        texts = sum(row.backdoor_texts for row in members)
+        lines.append(
+            (
+                condition, method, task, len(members), texts, success.mean, success.low, success.high, clean.mean,
+                accuracy.mean,
+            )
+        )  # fmt: skip
+        shown.append(
+            (
+                condition, display_name(method), task, percent(success.mean), interval(success), percent(clean.mean),
+                percent(accuracy.mean), texts,
+            )
+        )  # fmt: skip
+    return {"csv": canvas.csv(write_csv(columns, lines), "backdoors") if lines else "", "lines": shown}
+
+
+def curve_csv(runs: Sequence[Run], canvas: Canvas) -> str:
+    """Every point of every robustness curve as CSV; the file's path, "" where there is none."""
+    columns = ("run", "method", "seed", "task", "kind", "radius", "accuracy", "accuracy_low", "accuracy_high")
+    lines = [
+        (run.name, run.method, run.seed, *(point[key] for key in columns[3:]))
+        for run in runs
+        for point in curve_points(run)
+    ]
+    return canvas.csv(write_csv(columns, lines), "robustness") if lines else ""
 
 
 def rejected_updates(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:

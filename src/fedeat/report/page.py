@@ -14,7 +14,9 @@ from fedeat.report.cells import METHOD_NAMES, Condition, conditions, display_nam
 from fedeat.report.claims import method_note, shows, shows_not
 from fedeat.report.differences import Comparisons, compare_runs
 from fedeat.report.listings import (
+    backdoor_listing,
     clip,
+    curve_csv,
     difference_listing,
     plain,
     rejected_updates,
@@ -23,7 +25,14 @@ from fedeat.report.listings import (
     table_view,
     timing_listing,
 )
-from fedeat.report.pictures import partition_figures, result_figures, round_figures, weight_figures
+from fedeat.report.pictures import (
+    partition_figures,
+    result_figures,
+    robustness_figures,
+    round_figures,
+    scatter_figures,
+    weight_figures,
+)
 from fedeat.report.reading import Records, Run, merge, read_directory, read_records
 from fedeat.report.round_figures import all_clients
 from fedeat.report.summary import summarise
@@ -92,6 +101,8 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
     tables = result_tables(records.rows, compare_runs(records.rows, runs))
     figures = [
         *result_figures(tables, canvas),
+        *scatter_figures(tables, canvas),
+        *robustness_figures(runs, canvas),
         *round_figures(runs, canvas),
         *weight_figures(runs, canvas),
         *partition_figures(runs, canvas),
@@ -107,6 +118,8 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "differences": difference_listing(tables, canvas),
         "tables": [table_view(result, canvas) for result in tables],
         "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
+        "backdoors": backdoor_listing(records.rows, canvas),
+        "curves": curve_csv(runs, canvas),
         "details": result_listing(records.rows, canvas),
         "rejected": rejected_updates(runs, canvas),
         "rounds": round_listing(runs, canvas),

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedeat.report.canvas import Canvas, Panel
 from fedeat.report.cells import attack_name, display_name
-from fedeat.report.figures import accuracy_figure, asr_figure
+from fedeat.report.figures import accuracy_figure, asr_figure, shorten
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import (
     accuracies,
@@ -22,10 +22,12 @@ from fedeat.report.round_figures import (
     weights_figure,
 )
 from fedeat.report.tables import FLAG, ResultTable
+from fedeat.report.trade_offs import curve_points, mean_curves, method_curves_figure, scatter_figure
 
 # The page stays well under 2 MB; the rest is in the figures folder.
 _SHOWN_HEATMAPS = 16
 _SHOWN_PARTITIONS = 4
+_SHOWN_SCATTERS = 12
 
 
 def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
@@ -43,6 +45,58 @@ def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[s
             extra = f" Hatched bars with {FLAG} are flagged and show no robustness." if hatched else ""
             figures.append(_figure(f"{words} by task and method, with 95 % intervals.{extra}", panels))
     return figures
+
+
+def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
+    """Accuracy against ASR, a panel a condition and task, of the tables that have two methods to compare."""
+    drawn = [
+        (scatter_figure(table, task), f"trade-off-{table.condition.short}-{task}", table, task)
+        for table in tables
+        for task in table.tasks
+        if sum(table.cells[key].asr.mean is not None for key in table.cells if key[1] == task) > 1
+    ]
+    panels = [
+        canvas.panel(figure, name, f"Accuracy against attack success rate by method on {task}, {table.condition.title}")
+        for figure, name, table, task in drawn[:_SHOWN_SCATTERS]
+    ]
+    for figure, name, _, _ in drawn[_SHOWN_SCATTERS:]:
+        canvas.picture(figure, canvas.unique(name))
+    if not panels:
+        return []
+    text = (
+        "Accuracy against attack success rate, with both 95 % intervals; further up and left is better. Whether two "
+        f"methods differ is tested on the same texts and stands in the tables. Hollow marks with {FLAG} are flagged."
+    )
+    more = len(drawn) - len(panels)
+    return [_figure(text + (f" {more} more panels are in the figures folder." if more else ""), panels)]
+
+
+def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+    """Robust accuracy under PGD along the radius: a panel a condition and task, a line a method, a mean over seeds."""
+    drawn = [run for run in runs if curve_points(run)]
+    if not drawn:
+        return []
+    panels = []
+    for condition in dict.fromkeys(run.condition for run in drawn):
+        members = [run for run in drawn if run.condition == condition]
+        for task in dict.fromkeys(point["task"] for run in members for point in curve_points(run)):
+            curves = mean_curves(members, task)
+            where = f"{task}; {condition.title}" if len({run.condition for run in drawn}) > 1 else task
+            figure = method_curves_figure(curves, shorten(where, 48))
+            alt = f"Robust accuracy along the radius by method on {task}, {condition.title}"
+            panels.append(canvas.panel(figure, f"robustness-{condition.short}-{task}", alt))
+    settings = dict.fromkeys((run.curve.get("steps"), run.curve.get("restarts")) for run in drawn)
+    how = " or ".join(f"{steps} steps and {restarts} starts" for steps, restarts in settings)
+    suspect = sum(bool(run.curve.get("suspicions")) for run in drawn)
+    text = f"Robust accuracy under PGD on the embeddings ({how}) along the relative radius, with 95 % bands."
+    if suspect:
+        text += (
+            f" In {suspect} of {len(drawn)} runs the curve hints at a hidden gradient: a weaker attack breaks clearly "
+            "more than PGD, or a larger radius clearly less. Their robustness is not shown."
+        )
+    else:
+        text += " In no run did a random perturbation or a single step break clearly more, or a larger radius less."
+    return [_figure(text, panels)]
 
 
 def round_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
@@ -114,10 +168,13 @@ def partition_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any
         if any(sum(counts.values()) for counts in run.partition.values()):
             distinct.setdefault(repr(run.partition), []).append(run)
     panels = []
-    for members in list(distinct.values())[:_SHOWN_PARTITIONS]:
+    drawn = [run for members in distinct.values() for run in members]
+    for members in _one_of_each(list(distinct.values()))[:_SHOWN_PARTITIONS]:
         first = members[0]
         malicious = {tuple(malicious_clients(run)) for run in members if malicious_clients(run)}
-        title = "Training data by client" if len(distinct) == 1 else f"Training data by client, seed {first.seed}"
+        several = len({run.seed for run in drawn}) > 1
+        where = [first.condition.partition, f"seed {first.seed}" if several else ""]
+        title = shorten(", ".join(["Training data by client", *filter(None, where)]), 52)
         figure = partition_figure(first.partition, title, next(iter(malicious)) if len(malicious) == 1 else ())
         panels.append(canvas.panel(figure, f"partition-{first.name}", "Examples each client holds, by label"))
     if not panels:
@@ -126,7 +183,16 @@ def partition_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any
     text = "Who holds which data: training examples of each client, by label."
     if any(malicious_clients(run) for run in runs):
         text += " Coloured client numbers are malicious in the runs with an attack."
+    reasons = {"blank": "without a prompt or an answer", "excluded": "excluded by the configuration"}
+    for reason, count in drawn[0].left_out.items():
+        text += f" {count} rows of the data were left out: {reasons.get(reason, reason)}."
     return [_figure(text + (f" {more} more partitions are not shown." if more else ""), panels)]
+
+
+def _one_of_each(groups: Sequence[list[Run]]) -> list[list[Run]]:
+    """The groups of runs with one of each partition first, further seeds after."""
+    names = [members[0].condition.partition for members in groups]
+    return [groups[i] for i in sorted(range(len(groups)), key=lambda i: names[:i].count(names[i]))]
 
 
 def _figure(caption: str, panels: Sequence[Panel], *, small: bool = False) -> dict[str, Any]:

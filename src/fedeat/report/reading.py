@@ -30,10 +30,12 @@ class Run:
         config_text: the TOML text as it stands in the file.
         environment: versions and machine, {} when absent.
         partition: examples by label name, one mapping a client id.
+        left_out: rows of the data that no client trains on, by reason.
         rounds, clients, evaluations: the lines of `metrics.jsonl` of each kind, in file order.
         timings: the lines of `timings.jsonl`.
         rows: results of the evaluation, one a task.
         predictions: the answers these were computed from, by task.
+        curve: robust accuracy along the radius, {} where it was not measured.
         notes: what was missing or unreadable, in words.
     """
 
@@ -42,12 +44,14 @@ class Run:
     config_text: str = ""
     environment: Record = field(default_factory=dict)
     partition: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     rounds: tuple[Record, ...] = ()
     clients: tuple[Record, ...] = ()
     evaluations: tuple[Record, ...] = ()
     timings: tuple[Record, ...] = ()
     rows: tuple[Row, ...] = ()
     predictions: Record = field(default_factory=dict)
+    curve: Record = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -160,6 +164,8 @@ def read_run(directory: Path, *, name: str | None = None) -> Run:
         timings=tuple(_read_lines(directory / "timings.jsonl", notes)),
         rows=tuple(rows),
         predictions=table(evaluation if isinstance(evaluation, Mapping) else {}, "predictions"),
+        curve=table(evaluation if isinstance(evaluation, Mapping) else {}, "curve"),
+        left_out=_left_out(directory / "partition.json"),
     )
     planned = number(table(config, "federation").get("rounds"))
     if planned is not None and len(run.rounds) < planned:
@@ -303,6 +309,12 @@ def _by_round(lines: Iterable[Record]) -> tuple[Record, ...]:
         if index is not None:
             kept[(index, str(line.get("task", "")))] = line
     return tuple(kept[key] for key in sorted(kept))
+
+
+def _left_out(path: Path) -> dict[str, int]:
+    stored = _read_json(path, [])
+    counts = table(stored if isinstance(stored, Mapping) else {}, "left_out")
+    return {str(reason): int(value) for reason, count in counts.items() if (value := number(count))}
 
 
 def _read_partition(path: Path, notes: list[str]) -> dict[int, dict[str, float]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from fedeat.report.cells import display_name
+from fedeat.report.cells import display_name, method_order
 from fedeat.report.figures import (
     BLUE,
     GREY,
@@ -21,7 +22,9 @@ from fedeat.report.figures import (
     shorten,
     style,
 )
+from fedeat.report.reading import Run
 from fedeat.report.tables import FLAG, ResultTable
+from fedeat.report.values import number
 
 _KINDS = {"random": (GREY, "o", ":"), "fgsm": (BLUE, "s", "--"), "pgd": (VERMILLION, "^", "-")}
 
@@ -52,6 +55,35 @@ def robustness_figure(points: Sequence[Mapping[str, Any]], title: str = "") -> F
         if title:
             figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.02, ha="left")
     return figure
+
+
+def curve_points(run: Run) -> list[dict[str, Any]]:
+    """The points of a run's robustness curve that can be drawn; others are left out."""
+    stored = run.curve.get("points")
+    found = []
+    for point in stored if isinstance(stored, list) else ():
+        known = point if isinstance(point, Mapping) else {}
+        values = {key: number(known.get(key)) for key in ("radius", "accuracy", "accuracy_low", "accuracy_high")}
+        if None not in values.values():
+            found.append({**values, "task": str(known.get("task")), "kind": str(known.get("kind"))})
+    return found
+
+
+def mean_curves(runs: Sequence[Run], task: str, kind: str = "pgd") -> dict[str, list[dict[str, Any]]]:
+    """Method -> its points on a task under one kind of attack, each a mean over the runs that have that radius."""
+    gathered: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    for run in runs:
+        for point in curve_points(run):
+            if (point["task"], point["kind"]) == (task, kind):
+                gathered.setdefault(run.method, {}).setdefault(point["radius"], []).append(point)
+    keys = ("accuracy", "accuracy_low", "accuracy_high")
+    return {
+        method: [
+            {"radius": radius, **{key: math.fsum(p[key] for p in points) / len(points) for key in keys}}
+            for radius, points in sorted(gathered[method].items())
+        ]
+        for method in method_order(gathered)
+    }
 
 
 def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
@@ -101,7 +133,7 @@ def scatter_figure(table: ResultTable, task: str) -> Figure:
             )  # fmt: skip
         axes.set_xlabel("Attack success rate (%), lower is better")
         axes.set_ylabel("Accuracy (%)")
-        axes.set_title(shorten(task, 40))
+        axes.set_title(shorten(f"{task}; {table.condition.title}", 48))
         axes.grid(visible=True)
         handles, labels = axes.get_legend_handles_labels()
         if handles:
