@@ -57,7 +57,8 @@ def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
             of = f"{len(tested)} comparison{'s' * (len(tested) > 1)} of two methods"
             sentences.append(
                 f"In {words}, {len(hidden)} of {of} show{'s' * (len(hidden) == 1)} no difference. That is not evidence "
-                f"of equality: these texts could have shown differences of {span} points or more ({100 * POWER:.0f} % power)."
+                f"of equality: these texts could have shown differences of {span} points or more "
+                f"({100 * POWER:.0f} % power)."
             )
     bought = sum(item.significant and _bought(table, item) for table in tables for item in table.tested.differences)
     if bought:
