@@ -21,7 +21,8 @@ from fedeat import terminal
 from fedeat.errors import FedeatError, explanation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from fedeat.evaluation import Row
     from fedeat.model import AdaptedModel
@@ -62,8 +63,13 @@ def run(
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR after a kill.")] = None,
     engine: Annotated[
-        str, typer.Option(help="Where clients train: in-process, or flower-simulation (processes side by side).")
+        str, typer.Option(help="Where clients train: in-process, flower-simulation (processes), or flower (nodes).")
     ] = "in-process",
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="For flower: of the fedeat serve on this machine.")
+    ] = "127.0.0.1:9092",
+    keys: Annotated[Path | None, typer.Option(metavar="DIR", help="For flower: what fedeat keys wrote.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="For flower: the server speaks plaintext.")] = False,
 ) -> None:
     """Run one federation and leave a PEFT adapter.
 
@@ -74,13 +80,13 @@ def run(
 
     Example: `fedeat run my.toml --set aggregation.rule=mean --set federation.rounds=3`
     """
-    from fedeat import config, experiment, report
+    from fedeat import config, experiment, records, report
 
     if (config_file is None) == (resume is None):
         raise FedeatError("give either CONFIG.toml or --resume DIR. Example: fedeat run my.toml")
     if resume is not None and (set_ or output):
         raise FedeatError("--resume goes on with the configuration in its directory: --set and --out do not apply.")
-    _choice("--engine", engine, ("in-process", "flower-simulation"))
+    _choice("--engine", engine, ("in-process", "flower-simulation", "flower"))
     directory = resume or output or Path("runs") / (config_file.stem if config_file else "")
     with terminal.stage_bars() as tell:
         if engine == "flower-simulation":
@@ -89,6 +95,10 @@ def run(
             logging.getLogger("flwr").setLevel(logging.WARNING)
             settings = config.load(config_file or directory / "config.toml", set_ or ())
             rows = simulate(settings, directory, progress=tell)
+        elif engine == "flower":
+            raw = config.read(config_file or directory / "config.toml", set_ or ())
+            _run_on_nodes(raw, directory, superlink, keys, insecure, tell)
+            rows = (records.read_evaluation(directory) or {"rows": []})["rows"]
         elif resume is not None:
             rows = experiment.resume(resume, progress=tell)
         else:
@@ -97,6 +107,124 @@ def run(
     page = report.write_report(directory)
     _show(rows)
     terminal.show_places({"adapter": directory / "adapter", "report": page, "run directory": directory})
+
+
+def _run_on_nodes(
+    raw: Mapping[str, Any],
+    directory: Path,
+    superlink: str,
+    keys: Path | None,
+    insecure: bool,
+    tell: Callable[[str, int, int], None],
+) -> None:
+    """Submits a run to the server on this machine and waits for it."""
+    from fedeat import config
+    from fedeat.experiment.inputs import absolute_paths
+    from fedeat.flower import quiet
+
+    quiet.require_insecure_or(keys is not None, insecure, "--keys")
+    quiet.hush()
+    from fedeat.flower import control
+    from fedeat.flower.server_app import server_config
+
+    settings = server_config(raw, deployed=True)
+    settings = config.with_values(settings, absolute_paths(settings))
+    client = control.open_client(superlink, None if keys is None else keys / "ca.pem")
+    try:
+        number = control.submit(client, config.to_toml(settings), directory.resolve())
+        control.follow(client, number, directory, lambda done: tell("rounds", done, settings.federation.rounds))
+    finally:
+        client.close()
+
+
+@app.command()
+def keys(
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the keys go.")] = Path("keys"),
+    server: Annotated[bool, typer.Option("--server", help="Make the authority and the server's certificate.")] = False,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which nodes reach the server. Repeatable.")
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Make a node's key pair. Repeatable.")] = None,
+) -> None:
+    """Make the keys of a federation: an authority and a server certificate, and a key pair for each node.
+
+    A node may make its own pair and send only nodes/NAME.pub; the server registers what lies in its nodes/ directory.
+
+    Example: `fedeat keys --server --host federation.example.org`, and on a node `fedeat keys --node clinic-a`
+    """
+    if not server and not node:
+        raise FedeatError("nothing to make: give --server, --node NAME, or both.")
+    from fedeat.flower import quiet
+
+    quiet.hush()
+    from fedeat.flower import keys as make
+
+    written = make.make_server_keys(output, host or ()) if server else []
+    for name in node or ():
+        written += make.make_node_key(output, name)
+    terminal.show_places({path.name: path for path in written})
+
+
+@app.command()
+def serve(
+    keys: Annotated[Path | None, typer.Option(metavar="DIR", help="What fedeat keys --server wrote.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 for all, where only nodes are served.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 9092,
+    state: Annotated[Path, typer.Option(metavar="DIR", help="Where state and logs go.")] = Path("server-state"),
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plaintext, and anybody who reaches the port may join as a client.")
+    ] = False,
+) -> None:
+    """Run the server of a federation until Ctrl-C: nodes join it, and `fedeat run --engine flower` runs on them.
+
+    State is on disk: a process that is killed is started again and goes on. Put a node's public key into DIR/nodes and
+    it may join.
+
+    Example: `fedeat serve --keys keys --host 0.0.0.0`
+    """
+    from fedeat.flower import quiet
+
+    quiet.require_insecure_or(keys is not None, insecure, "--keys")
+    quiet.hush()
+    from fedeat.flower import deployment
+
+    deployment.serve(deployment.Server(state, keys, host, port), terminal.show_note)
+
+
+@app.command()
+def join(
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the server.")],
+    data: Annotated[list[Path], typer.Option(metavar="FILE", help="This node's own data. Repeatable.")],
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="This node's private key.")] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="The federation's ca.pem.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model here; by default where the server's configuration says.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="sst2, qqp, ..., where the data's columns do not tell.")] = None,
+    state: Annotated[Path, typer.Option(metavar="DIR", help="Where logs and state go.")] = Path("node-state"),
+    share_counts: Annotated[
+        bool, typer.Option("--share-counts", help="Tell the server how many examples of each label are here.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plaintext and no authentication: everybody on the way reads adapters.")
+    ] = False,
+) -> None:
+    """Join a federation with this machine's data until Ctrl-C. The data stays here.
+
+    The base model is loaded once, by a worker that is started again when it dies. No code that the server sends is run.
+
+    Example: `fedeat join --superlink federation.example.org:9092 --key clinic-a.key --ca ca.pem --data notes.jsonl`
+    """
+    from fedeat.flower import quiet
+
+    quiet.require_insecure_or(key is not None and ca is not None, insecure, "--key and --ca")
+    quiet.hush()
+    from fedeat.flower import deployment
+
+    silo = deployment.Silo(superlink, tuple(data), state, key, ca, task, model, share_counts)
+    deployment.join(silo, terminal.show_note)
 
 
 @app.command()

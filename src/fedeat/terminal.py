@@ -22,6 +22,7 @@ err = Console(stderr=True, soft_wrap=True)
 
 _STAGES = {
     "train": "training clients",
+    "rounds": "rounds on the nodes",
     "evaluate": "answering texts",
     "calibrate": "attacking batches",
     "attack": "attacking texts",
@@ -117,6 +118,11 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         kind = "warning" if record.levelno >= logging.WARNING else "note"
         err.print(f"[yellow]{kind}:[/yellow] {escape(record.getMessage())}", highlight=False)
+
+
+def show_note(message: str) -> None:
+    """One line on what happened."""
+    err.print(f"[bold]fedeat:[/bold] {escape(message)}", highlight=False)
 
 
 def show_error(message: str) -> None:

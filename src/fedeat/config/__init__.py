@@ -10,7 +10,7 @@ from fedeat.config.schema import (
     PerturbationSection,
     Source,
 )
-from fedeat.config.toml import load, override, parse, to_toml, with_values
+from fedeat.config.toml import load, override, parse, read, to_toml, with_values
 
 __all__ = [
     "RULES",
@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "override",
     "parse",
+    "read",
     "to_toml",
     "with_values",
 ]

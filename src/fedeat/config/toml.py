@@ -28,14 +28,23 @@ from fedeat.errors import ConfigError
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a TOML file, applies `key=value` overrides, and checks everything.
+    """Reads a TOML file, applies `key=value` overrides, and checks everything; as `read`, and then `parse`.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return parse(read(path, overrides), source=str(path))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a TOML file and applies `key=value` overrides.
 
     Args:
         path: the file.
         overrides: dotted keys with TOML values, such as `aggregation.rule=mean`; a bare word is a string.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: it cannot be read, or an override makes no sense.
     """
     if path.is_dir():
         raise ConfigError(["it is a directory. Expected a TOML file."], source=str(path))
@@ -49,7 +58,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError([f"it is not valid TOML: {error}."], source=str(path)) from None
     except OSError as error:
         raise ConfigError([f"it cannot be read: {error.strerror}."], source=str(path)) from None
-    return parse(override(raw, overrides), source=str(path))
+    return override(raw, overrides)
 
 
 def parse(raw: Mapping[str, Any], *, source: str = "configuration") -> Config:

@@ -86,6 +86,18 @@ def training_data(config: Config) -> TrainingData:
     return TrainingData(kept, {"blank": blank, "excluded": len(examples) - len(kept)}, sizes)
 
 
+def absolute_paths(config: Config) -> dict[str, Any]:
+    """Dotted key -> value, for a process in another directory: files and the model's directory as absolute paths."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    changed: dict[str, Any] = {"model.name": absolute(config.model.name)}
+    for key, sources in (("data.train", config.data.train), ("evaluation.data", config.evaluation.data)):
+        changed[key] = [{**entry.model_dump(exclude_none=True), "path": absolute(entry.path)} for entry in sources]
+    return changed
+
+
 def _has_labels(row: Mapping[str, Any]) -> bool:
     return "label" in row and not any(name in row for name in OUTPUT_FIELDS)
 
@@ -188,6 +200,7 @@ def partition_name(section: PartitionSection) -> str:
         "quantity": f"Dirichlet {section.alpha:g} in amount",
         "task": "one task a client",
         "column": f"by column {section.by}",
+        "file": "a file a client",
     }
     return names[section.kind]
 

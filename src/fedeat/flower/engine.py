@@ -26,7 +26,7 @@ from fedeat.flower.messages import Order
 from fedeat.updates import Adapter, ClientUpdate
 
 _WARNING, _INFO = 30, 20
-_PULL_S = 0.2
+_PULL_S = 0.3
 
 
 @dataclass(frozen=True)

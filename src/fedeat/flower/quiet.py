@@ -24,6 +24,21 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
+def require_insecure_or(given: bool, insecure: bool, option: str) -> None:
+    """Checks that plaintext was asked for where what TLS needs was not given, and not asked for where it was.
+
+    Raises:
+        FedeatError: it was not, or it was.
+    """
+    if not given and not insecure:
+        raise FedeatError(
+            f"{option} is missing: TLS and the authentication of nodes are on by default. Make keys with fedeat keys, "
+            "or give --insecure, and then anybody who reaches the port can read all adapters and join as a client."
+        )
+    if given and insecure:
+        raise FedeatError(f"{option} and --insecure contradict each other. Leave one of them out.")
+
+
 def hush() -> None:
     """Applies the settings to this process and those it will start.
 

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def run(grid: Grid, text: str, directory: Path, *, progress: Progress = silent) 
         failure.unlink(missing_ok=True)
         listing = os.environ.get(NODES)
         registered = None if listing is None else read_nodes(Path(listing))
-        config = server_config(text, deployed=registered is not None)
+        config = server_config(_parsed(text), deployed=registered is not None)
         link = functools.partial(connect, grid=grid, text=to_toml(config), nodes=registered)
         rows = experiment.run(config, directory, progress=progress, connect=link)
         page = report.write_report(directory)
@@ -79,29 +80,31 @@ def run(grid: Grid, text: str, directory: Path, *, progress: Progress = silent) 
     return list(rows)
 
 
-def server_config(text: str, *, deployed: bool) -> Config:
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"it is not valid TOML: {error}."], source="the run configuration") from None
+
+
+def server_config(raw: Mapping[str, Any], *, deployed: bool) -> Config:
     """The configuration a server runs.
 
     Args:
-        text: TOML.
+        raw: as TOML has it.
         deployed: whether clients hold their own data, so that the server needs none of it.
 
     Raises:
         ConfigError: with every problem found.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"it is not valid TOML: {error}."], source="the run configuration") from None
     if not deployed:
         return parse(raw, source="the run configuration")
     if raw.get("attack", {}).get("kind") in ("label_flip", "backdoor"):
         raise ConfigError(
             [f'attack.kind = "{raw["attack"]["kind"]}" works through data, and nodes train on their own. Simulate it.']
         )
-    raw["data"] = {**raw.get("data", {}), "train": []}
-    raw["partition"] = {"kind": "file"}
-    return parse(raw, source="the run configuration")
+    own = {"data": {**raw.get("data", {}), "train": []}, "partition": {"kind": "file"}}
+    return parse({**raw, **own}, source="the run configuration")
 
 
 def read_nodes(path: Path) -> dict[int, int]:

@@ -19,7 +19,7 @@ from flwr.simulation import run_simulation  # noqa: E402
 from fedeat import records  # noqa: E402
 from fedeat.config import Config, to_toml, with_values  # noqa: E402
 from fedeat.experiment.federation import Progress, silent  # noqa: E402
-from fedeat.experiment.inputs import split_examples, training_data  # noqa: E402
+from fedeat.experiment.inputs import absolute_paths, split_examples, training_data  # noqa: E402
 from fedeat.flower import client_app, server_app  # noqa: E402
 
 
@@ -45,7 +45,7 @@ def simulate(
     clients = _count(config) if finished is None else 1
     # A client's process must compute with as many threads as this one, or sums differ in their last bits.
     threads = config.threads or torch.get_num_threads()
-    settled = with_values(config, {**_absolute(config), "threads": threads})
+    settled = with_values(config, {**absolute_paths(config), "threads": threads})
     os.environ[client_app.STATE] = str((directory / "residuals").resolve())
     side_by_side = min(clients, processes or os.cpu_count() or 1)
     rows: list[Any] = []
@@ -77,14 +77,3 @@ def _count(config: Config) -> int:
         return len(config.data.train)
     data = training_data(config)
     return len(split_examples(config, data.examples, data.sizes))
-
-
-def _absolute(config: Config) -> dict[str, Any]:
-    """Paths that stay right in another process's directory."""
-    name = Path(config.model.name)
-    sources = [
-        {**source.model_dump(exclude_none=True), "path": str(path.resolve()) if path.exists() else source.path}
-        for source in config.data.train
-        for path in [Path(source.path)]
-    ]
-    return {"model.name": str(name.resolve()) if name.is_dir() else config.model.name, "data.train": sources}
