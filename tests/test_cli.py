@@ -24,7 +24,7 @@ from fedeat.errors import explanation
 MakeConfig: TypeAlias = Callable[..., Path]
 Fedeat: TypeAlias = Callable[..., tuple[int, str, str]]
 hf: Any = transformers
-COMMANDS = ("run", "compare", "evaluate", "attack", "calibrate", "report", "demo")
+COMMANDS = ("run", "compare", "evaluate", "attack", "refusal", "calibrate", "report", "demo")
 
 
 @pytest.fixture
@@ -341,6 +341,22 @@ def test_an_attack_on_embeddings_writes_a_curve_and_its_picture(
         *((kind, radius) for kind in ("random", "fgsm", "pgd") for radius in (0.1, 1.0)),
     ]
     assert Path("curve.png").stat().st_size > 5000
+
+
+def test_refusals_are_counted_under_each_attack(fedeat: Fedeat, language_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("goal,target\nwho is the bad film?,Sure\nwhat is dull?,Sure\n")
+    given = ["--model", language_model, "--template", "plain", "--data", path, "--radii", "0.1,2", "--steps", 2]
+    code, out, err = fedeat("refusal", *given, "--out", "rates.json")
+    assert code == 0, err
+    assert "refused" in out
+    rates = json.loads(Path("rates.json").read_text())
+    assert [(rate["attack"], rate["radius"], rate["requests"]) for rate in rates] == [
+        ("none", 0.0, 2),
+        ("typos", 0.0, 2),
+        ("embedding", 0.1, 2),
+        ("embedding", 2.0, 2),
+    ]
 
 
 def test_an_attack_says_what_it_lacks(fedeat: Fedeat, sentiment_files: dict[str, Path], tmp_path: Path) -> None:

@@ -401,6 +401,58 @@ def attack(
 
 
 @app.command()
+def refusal(
+    model: Annotated[str, typer.Option(help="Base model, a causal language model: a directory or a hub name.")],
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Requests: AdvBench's, HarmBench's, or a column prompt.")
+    ],
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="PEFT adapter directory.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Requests used of each file, the first ones.")] = None,
+    radii: Annotated[str, typer.Option(metavar="R,R,...", help="Relative radii of the attack.")] = "0.05,0.1",
+    steps: Annotated[int, typer.Option(min=1, help="Ascent steps of the attack.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the spelling errors.")] = 0,
+    template: Annotated[str, typer.Option(help="auto, alpaca, chat or plain.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a prompt may have. Default: 512, or what the model was made for.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write the rates.")
+    ] = None,
+) -> None:
+    """How often harmful requests are refused: as they are, misspelt, and with their embeddings attacked.
+
+    Measures a defence: judged by the usual list of refusal phrases. No harmful text ships with this package, none is
+    made, and the answers are not kept.
+
+    Example: `fedeat refusal --model M --adapter runs/my/adapter --data harmful_behaviors.csv --limit 100`
+    """
+    from fedeat import records
+    from fedeat.attacks.refusal import refusal_rates
+    from fedeat.evaluation.refusal import read_behaviours
+
+    behaviours = [item for path in data for item in read_behaviours(path)[:limit]]
+    network = _load(model, adapter, dtype=dtype, template=template, max_length=max_length)
+    with terminal.stage_bars() as tell:
+        rates = refusal_rates(
+            network,
+            behaviours,
+            radii=_radii(radii),
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda done, total: tell("evaluate", done, total),
+        )
+    found = [rate.record() for rate in rates]
+    terminal.show_refusals(found)
+    if output is not None:
+        records.make_directory(output.resolve().parent)
+        records.write_json(output, found)
+        terminal.show_places({"rates": output})
+
+
+@app.command()
 def calibrate(
     config_file: ConfigFile,
     set_: Overrides = None,

@@ -157,6 +157,21 @@ def show_attack(attacked: Sequence[Attacked]) -> None:
         )
 
 
+def show_refusals(rates: Sequence[Mapping[str, Any]]) -> None:
+    """Refusals by attack."""
+    table = Table("attack", "radius", "refused", "95 %", "requests", "empty answers")
+    for rate in rates:
+        table.add_row(
+            rate["attack"],
+            f"{rate['radius']:g}" if rate["radius"] else "",
+            f"{100 * rate['rate']:.1f} %",
+            f"[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
+            str(rate["requests"]),
+            str(rate["empty"]),
+        )
+    out.print(table)
+
+
 def show_curve(curve: Mapping[str, Any]) -> None:
     """Robust accuracy by task, radius and kind of attack."""
     table = Table("task", "radius", "attack", "robust accuracy", "95 %", "ASR", "broken / right")

@@ -7,5 +7,6 @@ backdoor    a trigger phrase that calls for a chosen answer, and texts that carr
 embedding   white box: perturbed embeddings along a grid of radii
 text        black box: typing errors, substituted words, distracting clauses; `neighbours` finds the substitutes
 adaptive_text  substitution that asks the model and adapts to it
+refusal     how well harmful requests are refused under attack
 pairs       attacked texts as original/modified pairs that an evaluation reads
 """

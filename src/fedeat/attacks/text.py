@@ -134,6 +134,12 @@ def typos(items: Sequence[Item], *, rate: float = 0.15, seed: int = 0) -> list[A
     return [attack(item, _stream(seed, "typos", item)) for item in items]
 
 
+def misspelt(text: str, *, rate: float = 0.15, seed: int = 0) -> str:
+    """Free text with typing errors, as `typos` makes them."""
+    (found,) = typos([Item("sst2", text, (text,), 0)], rate=rate, seed=seed)
+    return (found.modified.texts or (text,))[0]
+
+
 def substitutions(
     items: Sequence[Item], substitutes: Substitutes, *, rate: float = 0.15, seed: int = 0
 ) -> list[Attacked]:
