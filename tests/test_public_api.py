@@ -20,7 +20,7 @@ ALGORITHM = (
     {"protocols", "geometry"},
     {"objective", "aggregation"},
     {"perturbation"},
-    {"passes"},
+    {"passes", "tally"},
     {"variants", "algorithm"},
 )
 LAYERS = (

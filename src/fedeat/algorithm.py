@@ -19,8 +19,9 @@ from fedeat import seeding
 from fedeat.errors import QuorumError
 from fedeat.objective import Objective
 from fedeat.passes import B, Gradient, in_memory, on_share, trained
-from fedeat.perturbation import Norm, Perturb, realised_norm
+from fedeat.perturbation import Norm, Perturb
 from fedeat.protocols import Aggregated, Model
+from fedeat.tally import Tally
 from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, norm, validate
 
 
@@ -81,34 +82,21 @@ def client_update(
     model.load_adapter(adapter)  # copy the global model
     parameters = list(model.adapter_parameters().values())
     optimizer = training.optimizer(parameters)
-    losses: list[Tensor] = []
-    lengths: list[Tensor] = []
-    tokens = positions = 0
+    tally = Tally()
     parts = 1
     for epoch in range(training.local_epochs):  # E local epochs
         for batch in batches(epoch):
             # Cleared before the step, so that what an interrupted step left behind does not leak into this one.
             optimizer.zero_grad(set_to_none=True)
-            gradient = gradient_of(training, len(losses))
+            gradient = gradient_of(training, len(tally.losses))
             loss, delta, parts = in_memory(gradient, model, batch, generator, parts)
             if training.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             optimizer.step()
-            losses.append(loss)
-            if delta is not None:
-                lengths.append(realised_norm(delta, batch.perturbable, norm=training.norm))
-            tokens += int(batch.attention_mask.sum())
-            positions += batch.attention_mask.numel()
+            tally.add(batch, loss, delta, norm=training.norm)
     optimizer.zero_grad(set_to_none=True)
     delta_adapter = difference(model.adapter(), adapter)  # send the adapter, as an update
-    metrics = {
-        "loss": _mean(losses),
-        "steps": float(len(losses)),
-        "perturbation": _mean(lengths) / training.unit,
-        "padding": 1.0 - tokens / positions if positions else 0.0,
-        "update_norm": norm(delta_adapter),
-    }
-    return ClientUpdate(client_id, delta_adapter, num_examples, metrics)
+    return ClientUpdate(client_id, delta_adapter, num_examples, tally.metrics(delta_adapter, unit=training.unit))
 
 
 def adversarial_gradient(
@@ -258,7 +246,3 @@ def server_round(
         gap=result.gap,
         update_norm=norm(result.value),
     )
-
-
-def _mean(values: Sequence[Tensor]) -> float:
-    return sum(map(float, values)) / len(values) if values else 0.0

@@ -263,8 +263,9 @@ def test_a_key_set_to_none_takes_nothing_else_along(make_config: MakeConfig) -> 
         ({"objective": "freelb", "steps": 1}, "the clean input alone"),
         ({"objective": "freelb", "yopo_inner": 2}, "Choose one"),
         ({"harvest_clean_gradient": True}, 'needs objective = "mixed"'),
+        ({"start": "random"}, 'clients_per_batch above 1 needs perturbation.start = "zero"'),
         ({"yopo_inner": 3, "projection": "step"}, 'projection = "accumulated"'),
     ],
 )
 def test_variants_of_the_step_that_do_not_fit_together_are_told(keys: dict[str, Any], expected: str) -> None:
-    assert expected in problems_of(minimal(perturbation=keys))
+    assert expected in problems_of(minimal(perturbation=keys, client={"clients_per_batch": 4}))

@@ -17,7 +17,7 @@ import transformers
 from fedeat import experiment, perturbation
 from fedeat.algorithm import Round
 from fedeat.config import AttackName, Source, load
-from fedeat.errors import ConfigError, DataError, QuorumError
+from fedeat.errors import ConfigError, DataError, ModelError, QuorumError
 from fedeat.evaluation import EvaluationSet
 from fedeat.experiment import binding, federation, inputs
 from fedeat.experiment.round_records import round_lines
@@ -314,6 +314,21 @@ def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
     summary, client = round_lines(result, malicious={2})
     assert summary["loss"] != summary["loss"]  # NaN, null in the file
     assert (client["malicious"], client["update_norm"]) == (True, 2.0)
+
+
+def test_clients_that_train_at_once_leave_the_same_records(make_config: MakeConfig, tmp_path: Path) -> None:
+    found = {}
+    for together in (1, 4, 0):
+        path = make_config(client={"clients_per_batch": together, "batch_size": 1}, evaluation={"data": []})
+        experiment.run(load(path), tmp_path / str(together))
+        found[together] = lines(tmp_path / str(together), "client")
+    for key in ("loss", "perturbation", "padding", "update_norm", "steps"):
+        alone = [line[key] for line in found[1]]
+        assert [line[key] for line in found[4]] == pytest.approx(alone, rel=1e-3)
+    assert found[0] == found[4]  # batches of one example are short
+    embedded = make_config(client={"clients_per_batch": 4}, lora={"target_modules": ["embed_tokens"]})
+    with pytest.raises(ModelError, match="the adapter sits in linear"):
+        experiment.run(load(embedded), tmp_path / "embedded")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A run's configuration: its keys (`schema`), what they must be together (`consistency`), TOML in and out (`toml`)."""
 
-from fedeat.config.consistency import cohort_problems
+from fedeat.config.consistency import cohort_problems, training_alone
 from fedeat.config.rules import RULES, aggregation_rule
 from fedeat.config.schema import (
     AggregationSection,
@@ -27,5 +27,6 @@ __all__ = [
     "parse",
     "read",
     "to_toml",
+    "training_alone",
     "with_values",
 ]

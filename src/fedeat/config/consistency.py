@@ -28,6 +28,20 @@ def contradictions(config: Config) -> list[str]:
     ]
 
 
+def training_alone(config: Config) -> list[str]:
+    """What must change for clients to train at once: each draw in a pass would be another than a client's own."""
+    section = config.perturbation
+    needs = {
+        "lora.dropout = 0": config.lora.dropout == 0,
+        'model.dtype other than "float16"': config.model.dtype != "float16",
+        "model.load_in_4bit = false": not config.model.load_in_4bit,
+        'perturbation.kind other than "random"': section.kind != "random",
+        'perturbation.start = "zero"': section.start == "zero" or section.kind == "none",
+        "perturbation.share = 1": section.share == 1 or section.kind == "none",
+    }
+    return [need for need, is_met in needs.items() if not is_met]
+
+
 def cohort_problems(config: Config, clients: int) -> list[str]:
     """What cannot be done with this number of clients: a larger cohort, a larger quorum, too many attackers.
 
@@ -108,6 +122,9 @@ def _perturbation(config: Config) -> Iterator[str]:
             yield f"perturbation: {name} perturbs whole batches. Set share to 1."
     if section.objective == "freelb" and section.steps == 1 and section.start == "zero":
         yield 'perturbation.objective = "freelb" with one step from zero trains on the clean input alone. Raise steps.'
+    reasons = training_alone(config)
+    if config.client.clients_per_batch > 1 and reasons:
+        yield f"client.clients_per_batch above 1 needs {', '.join(reasons)}. Change that, or set it to 1."
     if section.harvest_clean_gradient and (section.objective != "mixed" or section.start != "zero"):
         yield 'perturbation.harvest_clean_gradient needs objective = "mixed" and start = "zero".'
     if section.yopo_inner and section.objective == "kl":

@@ -140,6 +140,11 @@ class ClientSection(Section):
     tokens_per_batch: int | None = Field(
         None, ge=1, description="tokens a step at most, padding counted; no limit where not set"
     )
+    clients_per_batch: int = Field(
+        1,
+        ge=0,
+        description="clients that train at once, equal to float tolerance; 0 is 8 where batches are short, else 1",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="fresh every round")
     learning_rate: float = Field(2e-4, gt=0, description="of the first round")
     schedule: Literal["constant", "linear"] = Field(

@@ -6,9 +6,10 @@ examples and, until its round is aggregated, one adapter.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from fedeat import seeding
 from fedeat.algorithm import LocalTraining, client_update
 from fedeat.data import Batch, Encoded, length_grouped, require_targets
+from fedeat.engine.batched import Client, client_updates
 from fedeat.model import AdaptedModel
 from fedeat.updates import Adapter, ClientUpdate
 
@@ -46,9 +48,10 @@ def run_clients(
     training: Callable[[int], LocalTraining],
     batching: Batching,
     seed: int,
+    clients_per_batch: int = 1,
     on_client: Callable[[int, int], None] = lambda index, done: None,
 ) -> list[ClientUpdate]:
-    """Trains a cohort one client after the other; with its keywords bound it is a `RunClients`.
+    """Trains a cohort, one client or group of clients after the other; with its keywords bound it is a `RunClients`.
 
     Args:
         adapter: the round's global adapter.
@@ -59,32 +62,49 @@ def run_clients(
         training: round -> the clients' hyperparameters (the radius warms up over rounds).
         batching: how examples become batches.
         seed: the run's; each (round, client) has its own streams.
+        clients_per_batch: >= 1, clients that train at once (`fedeat.engine.batched`); above 1, `can_stack` must hold
+            for the model, and the training must draw nothing at random.
         on_client: told the round and how many of its clients are done, for a progress bar.
 
     Raises:
         DataError: a client of the cohort has no example, or one without an answer or label to learn.
     """
-    updates = []
     for client_id in cohort:
         require_targets(shards[client_id], source=f"client {client_id}")
-    for done, client_id in enumerate(cohort, start=1):
 
-        def batches(epoch: int, client_id: int = client_id) -> Iterable[Batch]:
-            order = seeding.derive(seed, "batches", index, client_id)
-            return _batches(model, shards[client_id], batching, epoch, seed=order)
+    def batches(client_id: int, epoch: int) -> Iterator[Batch]:
+        order = seeding.derive(seed, "batches", index, client_id)
+        return _batches(model, shards[client_id], batching, epoch, seed=order)
 
+    def together(group: Sequence[int]) -> list[ClientUpdate]:
+        clients = [Client(c, len(shards[c]), functools.partial(batches, c)) for c in group]
+        return client_updates(model, adapter, clients, training=training(index))
+
+    def alone(client_id: int) -> ClientUpdate:
         with _own_dropout(model, seeding.derive(seed, "dropout", index, client_id)):
-            update = client_update(
+            return client_update(
                 model,
                 adapter,
-                batches,
+                functools.partial(batches, client_id),
                 client_id=client_id,
                 num_examples=len(shards[client_id]),
                 training=training(index),
                 generator=seeding.generator(seed, "perturbation", index, client_id),
             )
-        updates.append(update)
-        on_client(index, done)
+
+    updates: list[ClientUpdate] = []
+    for start in range(0, len(cohort), clients_per_batch):
+        group = cohort[start : start + clients_per_batch]
+        found: list[ClientUpdate] = []
+        if len(group) > 1:
+            with suppress(torch.OutOfMemoryError):  # one by one they need less
+                found = together(group)
+        for client_id in group if not found else ():
+            updates.append(alone(client_id))
+            on_client(index, len(updates))
+        if found:
+            updates += found
+            on_client(index, len(updates))
     return updates
 
 

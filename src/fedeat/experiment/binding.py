@@ -13,11 +13,13 @@ from fedeat.aggregation import AnyRule
 from fedeat.algorithm import Aggregate, LocalTraining, RunClients
 from fedeat.attacks import backdoor, byzantine, collusion
 from fedeat.attacks.poisoning import flip_labels, plant_backdoor
-from fedeat.config import AggregationSection, AttackName, Config, PerturbationSection, aggregation_rule
-from fedeat.data import Example, partition
-from fedeat.engine import in_process
+from fedeat.config import AggregationSection, AttackName, Config, PerturbationSection, aggregation_rule, training_alone
+from fedeat.data import Encoded, Example, partition
+from fedeat.engine import batched, in_process
+from fedeat.errors import ModelError
 from fedeat.evaluation import Item, tasks
 from fedeat.model import AdaptedModel, Lora, ModelSource
+from fedeat.model.stacking import can_stack
 from fedeat.updates import Adapter, ClientUpdate
 
 
@@ -91,6 +93,30 @@ def local_training(config: Config, unit: float, index: int) -> LocalTraining:
         share=section.share,
         variant=variant(section, objectives[section.objective], unit=unit * warmup),
     )
+
+
+def clients_at_once(config: Config, model: AdaptedModel, encoded: Sequence[Encoded]) -> int:
+    """How many clients train at once, a function of the configuration and the data alone.
+
+    Args:
+        config: the run's.
+        model: the run's.
+        encoded: all training examples.
+
+    Raises:
+        ModelError: the configuration asks for more than one, and the model's adapter does not allow it.
+    """
+    asked = config.client.clients_per_batch
+    possible = not training_alone(config) and can_stack(model)
+    if asked > 1 and not possible:
+        raise ModelError(
+            f"client.clients_per_batch is {asked}, but clients train at once only where the adapter sits in linear "
+            "layers alone. Set it to 1, or lora.target_modules to linear layers."
+        )
+    if asked > 0:
+        return asked
+    tokens = config.client.batch_size * sum(len(item.input_ids) for item in encoded) / max(len(encoded), 1)
+    return batched.AT_ONCE if possible and tokens <= batched.WORTH_IT else 1
 
 
 def variant(

@@ -221,7 +221,10 @@ def prepare(
         for client, part in held.items()
     }
     engine = functools.partial(
-        binding.local_engine(config, model), shards=shards, on_client=_count_clients(config, len(split), progress)
+        binding.local_engine(config, model),
+        shards=shards,
+        clients_per_batch=binding.clients_at_once(config, model, encoded),
+        on_client=_count_clients(config, len(split), progress),
     )
     section = config.communication
     store = Residuals(residuals) if residuals is not None and section.error_feedback else None

@@ -1,0 +1,265 @@
+"""Several clients' adapters over one base at once: their batches run as one, each sample through its client's adapter.
+
+A step on one short example leaves a processor mostly idle. Stacked, m clients' samples share each product with the
+base's weights, and the low-rank products become one batched product of A (m, r, i) and B (m, o, r). Each client keeps
+a parameter, a gradient and an optimiser of its own, so what it computes is what it would compute alone, to float
+tolerance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedeat.data import Batch
+from fedeat.model import hooks
+from fedeat.model.adapted_model import AdaptedModel
+from fedeat.model.lora_paths import AscentWeights, Forward, can_fuse, routed
+from fedeat.updates import Adapter
+
+
+@dataclass(frozen=True)
+class StackedBatch:
+    """The batches of m clients as one: the same number of samples for each, padded to the same T.
+
+    Attributes:
+        joint: all samples, client by client.
+        owners: (N,) int64, the client 0..m-1 of each supervised row, -1 where the row is padding.
+        clients: m.
+    """
+
+    joint: Batch
+    owners: Tensor
+    clients: int
+
+    @property
+    def perturbable(self) -> Tensor:
+        """(m * b, T) bool."""
+        return self.joint.perturbable
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) int64."""
+        return self.joint.targets
+
+    @property
+    def samples(self) -> Tensor:
+        """(N,) int64."""
+        return self.joint.samples
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(m * b, T) int64."""
+        return self.joint.attention_mask
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Each client's mean loss, (m,)."""
+        owners = self.owners.to(losses.device)
+        kept = owners >= 0
+        counts = torch.bincount(owners[kept], minlength=self.clients)
+        return losses.new_zeros(self.clients).index_add(0, owners[kept], losses[kept]) / counts
+
+    def select(self, samples: Sequence[int]) -> StackedBatch:
+        """Never asked for: a stacked batch is run whole."""
+        raise NotImplementedError("a stacked batch is run whole")
+
+
+def stack(batches: Sequence[Batch], *, pad_id: int) -> StackedBatch:
+    """m clients' batches as one.
+
+    Args:
+        batches: one a client; those with fewer samples or tokens than others are padded.
+        pad_id: id that stands at padding.
+    """
+    size = max(len(batch.input_ids) for batch in batches)
+    length = max(batch.input_ids.shape[1] for batch in batches)
+
+    def grown(name: str, value: float) -> Tensor:
+        first = getattr(batches[0], name)
+        whole: Tensor = first.new_full((len(batches) * size, length), value)
+        for client, batch in enumerate(batches):
+            part = getattr(batch, name)
+            whole[client * size : client * size + len(part), : part.shape[1]] = part
+        return whole
+
+    attention_mask = grown("attention_mask", 0)
+    attention_mask[:, 0] = 1  # attention over no token at all is NaN in some implementations
+    classes = batches[0].classes
+    rows, targets, samples, owners = [], [], [], []
+    for client, batch in enumerate(batches):
+        count, width = batch.input_ids.shape
+        offset = client * size
+        if classes is None:
+            sample, position = batch.rows // width, batch.rows % width
+            rows.append((sample + offset) * length + position)
+            targets.append(batch.targets)
+            samples.append(batch.samples + offset)
+            owners.append(torch.full_like(batch.targets, client))
+        else:  # a pooled row for each sample, those that are padding too
+            everyone = torch.arange(offset, offset + size, device=batch.rows.device)
+            rows.append(everyone)
+            samples.append(everyone)
+            missing = batch.targets.new_full((size - count,), 0)
+            targets.append(torch.cat([batch.targets, missing]))
+            owners.append(torch.cat([torch.full_like(batch.targets, client), missing - 1]))
+    if classes is not None:
+        # Samples that are padding may get any class, so that their loss is finite.
+        several = [b.classes for b in batches if b.classes is not None]
+        highest = max(int(found.max()) for found in several)
+        full = classes.new_tensor([0, highest]).expand(len(batches) * size, 2).clone()
+        for client, found in enumerate(several):
+            full[client * size : client * size + len(found)] = found
+        classes = full
+    joint = Batch(
+        grown("input_ids", pad_id),
+        attention_mask,
+        grown("perturbable", 0),
+        torch.cat(rows),
+        torch.cat(targets),
+        torch.cat(samples),
+        classes,
+        None if batches[0].token_type_ids is None else grown("token_type_ids", 0),
+    )
+    return StackedBatch(joint, torch.cat(owners), len(batches))
+
+
+def can_stack(model: AdaptedModel) -> bool:
+    """Whether each trained parameter sits in a linear LoRA layer or a head, and nothing is drawn at random."""
+    served = {id(parameter) for module in _served(model) for parameter in module.parameters()}
+    dropout = any(getattr(module, "p", 0.0) > 0 for module in model._lora_dropouts)
+    return not dropout and all(id(parameter) in served for parameter in model.adapter_parameters().values())
+
+
+class StackedModel:
+    """m clients' adapters over one base: a `Model` whose batches are `StackedBatch`es.
+
+    Attributes:
+        leaves: one flat float32 parameter (d,) a client: all its adapter's tensors, in the order of their names.
+        active: the clients whose batches come next, indices into `leaves`.
+    """
+
+    def __init__(self, model: AdaptedModel, adapter: Adapter, clients: int) -> None:
+        parameters = model.adapter_parameters()
+        flat = torch.cat([adapter[name].flatten() for name in parameters]).to(model.device)
+        self.leaves = [nn.Parameter(flat.clone()) for _ in range(clients)]
+        self.active: Sequence[int] = range(clients)
+        self._model = model
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self._index = {id(parameter): i for i, parameter in enumerate(parameters.values())}
+        self._views: tuple[Tensor, ...] = ()
+        self._ascent = AscentWeights(model._base, [], parameters.values(), model._ascent.dtype)
+
+    def client(self, index: int) -> dict[str, Tensor]:
+        """A copy of a client's adapter, on the CPU."""
+        sizes = [shape.numel() for shape in self._shapes.values()]
+        pieces = torch.split(self.leaves[index].detach().to("cpu", copy=True), sizes)
+        return {
+            name: piece.view(shape).clone() for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
+        }
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The first client's adapter."""
+        return self.client(0)
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Overwrites every client's adapter."""
+        flat = torch.cat([adapter[name].flatten() for name in self._shapes])
+        with torch.no_grad():
+            for leaf in self.leaves:
+                leaf.copy_(flat)
+
+    def adapter_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Client -> its flat parameter."""
+        return {str(index): leaf for index, leaf in enumerate(self.leaves)}
+
+    def embed(self, batch: StackedBatch) -> Tensor:
+        """(m * b, T, H)."""
+        return self._model.embed(batch.joint)
+
+    def supervised_logits(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
+        """(N, V)."""
+        self._refresh()
+        return self._model.supervised_logits(batch.joint, delta)
+
+    def supervised_losses(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
+        """(N,)."""
+        self._refresh()
+        return self._model.supervised_losses(batch.joint, delta)
+
+    def first_layer(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
+        """(m * b, T, H)."""
+        self._refresh()
+        return self._model.first_layer(batch.joint, delta)
+
+    def from_first_layer(self, batch: StackedBatch, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(N,) and (m * b, T, H)."""
+        self._refresh()
+        return self._model.from_first_layer(batch.joint, delta)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Mode of a training step."""
+        with hooks.modes(self._model._checkpointed, training=True), routed(_served(self._model), self._forward):
+            yield
+
+    @contextlib.contextmanager
+    def attacking(self) -> Iterator[None]:
+        """Mode of the ascent: no gradient for any client's parameter. Nothing is merged: there is but one base."""
+        with (
+            hooks.frozen(self.leaves),
+            hooks.modes(self._model._checkpointed, training=True),
+            self._ascent.installed(),
+            routed(_served(self._model), self._forward),
+        ):
+            yield
+
+    def _refresh(self) -> None:
+        """The active clients' tensors, each stacked (m, ...), anew: a backward pass frees what it went through."""
+        flat = torch.stack([self.leaves[index] for index in self.active])
+        pieces = torch.split(flat, [shape.numel() for shape in self._shapes.values()], dim=1)
+        self._views = tuple(p.view(-1, *shape) for p, shape in zip(pieces, self._shapes.values(), strict=True))
+
+    def _forward(self, module: Any) -> Forward:
+        return self._head(module) if isinstance(module, ModulesToSaveWrapper) else self._low_rank(module)
+
+    def _low_rank(self, layer: lora.Linear) -> Forward:
+        down, up = (self._index[id(factor["default"].weight)] for factor in (layer.lora_A, layer.lora_B))
+        scaling = layer.scaling["default"]
+
+        def forward(x: Tensor) -> Tensor:
+            result: Tensor = layer.base_layer(x)
+            a, b = (self._views[i].to(result.dtype) for i in (down, up))
+            m = len(a)
+            low = torch.bmm(x.to(result.dtype).reshape(m, -1, x.shape[-1]), a.transpose(1, 2)) * scaling
+            flat = torch.baddbmm(result.reshape(m, -1, result.shape[-1]), low, b.transpose(1, 2))
+            return flat.view(result.shape)
+
+        return forward
+
+    def _head(self, wrapper: ModulesToSaveWrapper) -> Forward:
+        head = wrapper.modules_to_save["default"]
+        names = {name: self._index[id(parameter)] for name, parameter in head.named_parameters()}
+
+        def forward(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            pieces = [
+                functional_call(
+                    head, {name: self._views[i][client] for name, i in names.items()}, (part, *rest), options
+                )
+                for client, part in enumerate(x.chunk(len(self._views[0])))
+            ]
+            return torch.cat(pieces)
+
+        return forward
+
+
+def _served(model: AdaptedModel) -> list[Any]:
+    layers = [layer for layer in model._plain if can_fuse(layer)]
+    return layers + [module for module in model.network.modules() if isinstance(module, ModulesToSaveWrapper)]
