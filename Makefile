@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo-out
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint check clean
@@ -9,8 +10,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/fedeat demo --out $(OUT)
 
+# One thread a process: on few cores, torch with several is slower than with one.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadscope
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
