@@ -169,7 +169,7 @@ def test_a_model_that_is_none_is_told(
         ("empty.jsonl", b"", "empty.jsonl holds no rows"),
         ("odd.jsonl", b'{"title": "x", "body": "y"}\n', "got body, title"),
         ("broken.json", b'[{"instruction": "a", "output"', "broken.json is not valid JSON"),
-        ("half.jsonl.gz", gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 99)[:60], "half.jsonl.gz"),
+        ("half.jsonl.gz", gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 99, mtime=0)[:60], "half.jsonl.gz"),
         ("binary.csv", b"\xff\xfe\x00\x01", "not UTF-8"),
         ("not.parquet", b"PAR1", "not a readable Parquet file"),
         ("numbers.json", b"[1, 2]", "expected an object"),
