@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import stat
 import sys
 import sysconfig
@@ -24,9 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from fedeat import records
 from fedeat.errors import FedeatError
-from fedeat.flower import client_app, control, keys, quiet, server_app
+from fedeat.flower import client_process, control, keys, quiet, server_app
 from fedeat.flower.supervisor import Program, Supervisor, ended_by_signals
 
 Tell = Callable[[str], None]
@@ -34,15 +37,8 @@ _SECRET = "superexec.secret"
 _LONGEST_SOCKET_PATH = 100
 _START_S = 120.0
 _LOOK_S = 0.2
-_NODE_PROBLEMS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate was not signed by the authority in --ca. Take the server's "
-    "ca.pem, and check the host name.",
-    "WRONG_VERSION_NUMBER": "the server speaks plaintext and this node TLS. Start the server without --insecure.",
-    "Empty reply": "the server speaks TLS and this node plaintext. Leave --insecure out and give --ca.",
-    "RemoteProtocolError": "the server speaks TLS and this node plaintext. Leave --insecure out and give --ca.",
-    "node is not registered": "the server does not know this node's key. Give its nodes/NAME.pub to the server.",
-}
-"""What Flower's SuperNode writes when the server refuses it, and what that means."""
+_UNKNOWN = "Failed to activate SuperNode"
+"""What Flower's SuperNode writes when the server does not know its key."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +142,7 @@ def join(silo: Silo, tell: Tell) -> None:
     secret = _secret(state)
     port = _free_port()
     with _socket_path(state) as worker_socket, ended_by_signals() as ended, Supervisor(state, tell) as processes:
+        _require_same_language(silo, tell, ended)
         processes.start(Program("worker", _worker_command(silo, worker_socket)))
         node = [_script("flower-supernode"), "--superlink", silo.superlink, "--isolation", "process"]
         node += ["--host", "127.0.0.1", "--port", str(port), "--superexec-auth-secret-file", str(secret)]
@@ -153,7 +150,7 @@ def join(silo: Silo, tell: Tell) -> None:
         node += [] if silo.key is None else ["--auth-supernode-private-key", str(silo.key)]
         environment = {
             "PATH": str(_shim(state)),  # nothing but what carries a message to the worker can be started
-            client_app.SOCKET: str(worker_socket),
+            client_process.SOCKET: str(worker_socket),
             "FLWR_HOME": str(state / "flwr"),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
         }
@@ -183,15 +180,63 @@ def _tell_of_node(log: Path, said: str, shown: int, silo: Silo, tell: Tell) -> t
     """Says what became of the node's connection, once for each change; what was said, and how far the log was read."""
     with log.open("rb") as file:
         file.seek(shown)
-        text = file.read().decode("utf-8", "replace")
-    for line in text.splitlines():
-        news = next((meaning for mark, meaning in _NODE_PROBLEMS.items() if mark in line), "")
+        data = file.read()
+    for line in data.decode("utf-8", "replace").splitlines():
+        news = said
         if "SuperNode ID" in line:
             news = f"joined {silo.superlink}"
-        if news and news != said:
+        elif _UNKNOWN in line:
+            news = (
+                f"{silo.superlink} does not know this node's key: it is refused. Give the server the public half, "
+                "nodes/NAME.pub; this node tries again."
+            )
+        if news != said:
             tell(news)
             said = news
-    return said, shown + len(text.encode("utf-8"))
+    return said, shown + len(data)
+
+
+def _require_same_language(silo: Silo, tell: Tell, ended: Callable[[], bool]) -> None:
+    """Waits for the server and checks that it proves itself, or is as plain as was asked for.
+
+    Raises:
+        FedeatError: it does not; the message says which of the two sides to change.
+    """
+    host, _, port = silo.superlink.rpartition(":")
+    if not host or not port.isdigit():
+        raise FedeatError(f"--superlink {silo.superlink}: expected HOST:PORT.")
+    told = False
+    while not ended():
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=10.0) as line:
+                _handshake(line, host.strip("[]"), silo)
+                return
+        except ssl.SSLCertVerificationError as error:
+            raise FedeatError(
+                f"{silo.superlink} is refused: its certificate was not signed by {silo.ca}, or not for this name "
+                f"({error.verify_message}). Take ca.pem from whoever runs the server."
+            ) from None
+        except ssl.SSLError as error:
+            raise FedeatError(
+                f"{silo.superlink} does not speak TLS ({error.reason}). Start the server with --keys, or this node "
+                "with --insecure in place of --key and --ca."
+            ) from None
+        except OSError as error:
+            if not told:
+                tell(f"waiting for {silo.superlink}: {error.strerror or error}")
+                told = True
+            time.sleep(1.0)
+
+
+def _handshake(line: socket.socket, host: str, silo: Silo) -> None:
+    if silo.ca is not None:
+        with ssl.create_default_context(cafile=str(silo.ca)).wrap_socket(line, server_hostname=host):
+            return
+    line.sendall(b"GET /health HTTP/1.1\r\nHost: fedeat\r\nConnection: close\r\n\r\n")
+    if not line.recv(5).startswith(b"HTTP/"):
+        raise FedeatError(
+            f"{silo.superlink} speaks TLS: plaintext is refused. Give --key and --ca in place of --insecure."
+        )
 
 
 def _server_tls(server: Server) -> list[str]:
@@ -232,14 +277,10 @@ def _register(server: Server, ca: Path | None, listing: Path, tell: Tell) -> Non
 
 
 def _wait_until_up(server: Server, ca: Path | None, processes: Supervisor, ended: Callable[[], bool]) -> None:
-    import httpx
-
     address = f"{'http' if ca is None else 'https'}://{server.local_address}/health"
     deadline = time.monotonic() + _START_S
     while not ended():
         try:
-            import ssl
-
             verify = True if ca is None else ssl.create_default_context(cafile=str(ca))
             if httpx.get(address, verify=verify, timeout=5.0).is_success:
                 return
@@ -280,7 +321,7 @@ def _shim(state: Path) -> Path:
     directory = state / "bin"
     directory.mkdir(exist_ok=True)
     program = directory / "flwr-clientapp"
-    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m fedeat.flower.client_process \"$@\"\n")
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -P '{client_process.__file__}' \"$@\"\n")
     program.chmod(0o700)
     return directory
 

@@ -1,0 +1,154 @@
+"""Answers from a stranger: read as asked for, or refused with a reason; never something in between."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedeat.engine.encoding import Encoding, encode
+from fedeat.errors import UpdateError
+from fedeat.flower import messages
+from fedeat.flower.messages import Order
+from fedeat.updates import ClientUpdate
+
+ADAPTER = {"x.lora_A.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "head": torch.tensor([0.5])}
+
+
+def answer(encoding: Encoding = "float32", **metrics: Any) -> RecordDict:
+    update = ClientUpdate(0, ADAPTER, 7, {"loss": 0.5, **metrics})
+    return messages.update_content(encode(ADAPTER, encoding, torch.Generator().manual_seed(0)), update, {})
+
+
+@pytest.mark.parametrize("encoding", ["float32", "float16", "bfloat16", "int8"])
+def test_an_update_arrives_as_it_was_sent(encoding: Encoding) -> None:
+    found = messages.read_update(answer(encoding), 5, ADAPTER, encoding)
+    assert (found.client_id, found.num_examples, found.failure) == (5, 7, "")
+    assert found.metrics["loss"] == 0.5
+    for name, tensor in ADAPTER.items():
+        torch.testing.assert_close(found.delta[name], tensor, rtol=0, atol=1 / 100)
+
+
+def test_an_order_arrives_as_it_was_sent() -> None:
+    order = Order("train", "seed = 1", 3, 2, ("", "sst2"), 4)
+    assert messages.read_order(messages.order_content(order, ADAPTER)) == order
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"client": 2}, "'client', which is not a client's to report"),
+        ({"kind": 1}, "'kind', which is not a client's to report"),
+        ({"malicious": 0}, "'malicious', which is not"),
+        ({"upload_bytes": 1}, "'upload_bytes', which is not"),
+        ({"Loss!": 1.0}, "'Loss!', which is not"),
+        ({"loss": [1.0, 2.0]}, "expected one number"),
+        ({"num_examples": 0}, "num_examples must be a positive integer, got 0"),
+        ({"num_examples": 2.5}, "num_examples must be a positive integer"),
+        ({"num_examples": 1 << 60}, "num_examples must be a positive integer"),
+        ({f"m{i}": 1.0 for i in range(40)}, "more than 32 numbers"),
+    ],
+)
+def test_numbers_that_are_not_a_clients_are_refused(change: dict[str, Any], reason: str) -> None:
+    content = answer()
+    content["facts"] = MetricRecord({**content["facts"], **change})
+    with pytest.raises(UpdateError, match=reason):
+        messages.read_update(content, 0, ADAPTER, "float32")
+
+
+def test_a_number_that_is_not_finite_is_recorded_as_such() -> None:
+    assert math.isnan(messages.read_update(answer(loss=math.inf), 0, ADAPTER, "float32").metrics["loss"])
+
+
+def test_other_records_are_refused() -> None:
+    content = answer()
+    content["text"] = ConfigRecord({"x": "y"})
+    with pytest.raises(UpdateError, match="expected update and facts"):
+        messages.read_update(content, 0, ADAPTER, "float32")
+    with pytest.raises(UpdateError, match="expected update and facts"):
+        messages.read_update(RecordDict(), 0, ADAPTER, "float32")
+    with pytest.raises(UpdateError, match="expected update and facts"):
+        messages.read_update(RecordDict({"update": MetricRecord(), "facts": MetricRecord()}), 0, ADAPTER, "float32")
+
+
+def test_a_scale_that_is_not_finite_is_refused() -> None:
+    content = answer("int8")
+    record = dict(content["update"])
+    record["head/scale"] = Array(torch.tensor([torch.inf]).numpy())
+    content["update"] = ArrayRecord(record)
+    with pytest.raises(UpdateError, match="'head/scale' holds a NaN or an infinity"):
+        messages.read_update(content, 0, ADAPTER, "int8")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"examples": -1},
+        {"examples": 1.5},
+        {"examples": True},
+        {"partition": -2},
+        {"tasks": [1, 2]},
+        {"tasks": ["x"] * 100},
+        {"tasks": "sst2"},
+        {"labels": ["a"], "counts": []},
+        {"labels": ["a" * 1000], "counts": [1]},
+    ],
+)
+def test_facts_of_another_form_are_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(UpdateError):
+        messages.read_facts(RecordDict({"facts": ConfigRecord(facts)}))
+
+
+def test_orders_of_another_form_are_refused() -> None:
+    good = Order("train", "", 0).record()
+    for change in ({"step": "erase"}, {"config": 1}, {"tasks": [1]}, {"round": -5}, {"client": "0"}, {"threads": 1.5}):
+        with pytest.raises(UpdateError):
+            messages.read_order(RecordDict({"order": ConfigRecord({**good, **change})}))
+    with pytest.raises(UpdateError, match="no order"):
+        messages.read_order(RecordDict())
+
+
+def test_random_answers_are_refused_or_of_the_right_form() -> None:
+    """Records, names, dtypes, shapes, values and counts at random; FEDEAT_FUZZ=1000000 is the long run."""
+    chance = random.Random(1)
+    count = max(1, int(os.environ.get("FEDEAT_FUZZ", "20000")) // 10)
+    accepted = 0
+    for _ in range(count):
+        content = answer()
+        arrays, facts = dict(content["update"]), dict(content["facts"])
+        for _ in range(chance.randrange(3)):
+            kind = chance.randrange(6)
+            name = chance.choice([*arrays, "other"])
+            if kind == 0:
+                arrays.pop(name, None)
+            elif kind == 1:
+                shape = [chance.randrange(4) for _ in range(chance.randrange(4))]
+                dtype = chance.choice([torch.float32, torch.float16, torch.int8, torch.bool])
+                arrays[name] = Array(torch.zeros(shape).to(dtype).numpy())
+            elif kind == 2:
+                value = ADAPTER["head"] * chance.choice([math.nan, math.inf, 1e38, -1.0])
+                arrays["head"] = Array(value.numpy())
+            elif kind == 3:
+                facts[chance.choice(["num_examples", "loss", "round"])] = chance.choice([-1, 0, 5, 1.5, math.nan])
+            elif kind == 4:
+                facts.pop(chance.choice(list(facts)))
+                facts["x" * chance.randrange(1, 60)] = 1.0
+            else:
+                arrays[name] = Array("float32", (1,), chance.choice(["numpy.ndarray", ""]), chance.randbytes(40))
+        try:
+            found = messages.read_update(
+                RecordDict({"update": ArrayRecord(arrays), "facts": MetricRecord(facts)}), 0, ADAPTER, "float32"
+            )
+        except UpdateError:
+            continue
+        accepted += 1
+        assert found.client_id == 0
+        assert found.num_examples > 0
+        assert {name: t.shape for name, t in found.delta.items()} == {name: t.shape for name, t in ADAPTER.items()}
+        assert all(bool(torch.isfinite(t).all()) for t in found.delta.values())
+    assert 0 < accepted < count
