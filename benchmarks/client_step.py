@@ -22,12 +22,10 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from torch import Tensor
 from fedeat import objective, perturbation, variants
 from fedeat.algorithm import LocalTraining, client_update
 from fedeat.data import Batch, Encoded, length_grouped
+from fedeat.engine.batched import Client, client_updates
 from fedeat.model import AdaptedModel, Lora, ModelSource, loading
 from fedeat.model.lora_paths import AscentWeights
 from fedeat.perturbation import Ascent
@@ -108,6 +107,9 @@ def main() -> None:
     options.batch_size = options.batch_size or (16 if options.device == "cuda" else 8)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [row for shape in shapes for task in TASKS for row in measure(shape, task, options)]
+    for shape in shapes:
+        for size, length in ((1, 48), (4, 128)):
+            rows += together(shape, size, length, options)
     record = {"environment": environment(options.device), "rows": [asdict(row) for row in rows]}
     (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "table.md").write_text(table(rows, record["environment"]))
@@ -220,10 +222,11 @@ def measure(shape: str, task: str, options: argparse.Namespace) -> Iterator[Row]
     plain = {"float32": "plain", "bfloat16": "plain, bf16 base"}
     times: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, int | None] = {}
-    for name, (_, run, uses_loose) in runs.items():  # once to warm up, and for its memory
-        with peak(device) as held:
-            run(loose[:1] if uses_loose else grouped[:1])
-        peaks[name] = held[0]
+    longest = max(grouped, key=lambda batch: batch.attention_mask.numel())
+    for name, (_, run, uses_loose) in runs.items():
+        peaks[name] = peak_of(functools.partial(run, loose if uses_loose else [longest]), device)
+    for _, run, _ in runs.values():
+        run([longest])
     for _ in range(options.rounds):
         for name, (_, run, uses_loose) in runs.items():
             times[name].append(timed(lambda run=run, b=loose if uses_loose else grouped: run(b), device))
@@ -249,6 +252,53 @@ def measure(shape: str, task: str, options: argparse.Namespace) -> Iterator[Row]
         )
         print(line(row), flush=True)
         yield row
+
+
+def together(shape: str, size: int, length: int, options: argparse.Namespace) -> Iterator[Row]:
+    """m clients at once against the same clients one by one, at batches of that many samples of at most `length`."""
+    model = adapted(shape, torch.float32 if options.device == "cpu" else torch.bfloat16, options.device)
+    attack = functools.partial(perturbation.pgd, radius=0.05 * model.embedding_unit("l2"), steps=3)
+    training = LocalTraining(1, attack, objective.adversarial, functools.partial(torch.optim.AdamW, lr=1e-6))
+    found = examples("alpaca", 64, SHAPES[shape]["vocab_size"], length / 90)
+    short = [item for item in found if len(item.input_ids) <= length]
+    name = f"{size} x {length} tokens"
+    for m in (4, 16) if options.quick else (1, 4, 8, 16):
+        batches = [
+            [model.collate([short[(c * 7 + size * s + i) % len(short)] for i in range(size)]) for s in range(2)]
+            for c in range(m)
+        ]
+        clients = [Client(c, 1, functools.partial(lambda b, epoch: b, batches[c])) for c in range(m)]
+        adapter = model.adapter()
+
+        def one_by_one(clients: list[Client] = clients, adapter: Any = adapter) -> None:
+            for client in clients:
+                client_update(
+                    model,
+                    adapter,
+                    client.batches,
+                    client_id=client.client_id,
+                    num_examples=1,
+                    training=training,
+                    generator=torch.Generator(device=model.device),
+                )
+
+        def at_once(clients: list[Client] = clients, adapter: Any = adapter) -> None:
+            client_updates(model, adapter, clients, training=training)
+
+        runs = {f"{m} clients, one by one": one_by_one, f"{m} clients at once": at_once}
+        peaks = {key: peak_of(run, options.device) for key, run in runs.items()}
+        times: dict[str, list[float]] = {key: [] for key in runs}
+        for _ in range(options.rounds):
+            for key, run in runs.items():
+                times[key].append(timed(run, options.device))
+        tokens = sum(int(batch.attention_mask.sum()) for own in batches for batch in own)
+        base = times[f"{m} clients, one by one"]
+        for key, measured in times.items():
+            ratio = statistics.median(a / b for a, b in zip(measured, base, strict=True))
+            seconds = statistics.median(measured)
+            row = Row(shape, name, key, seconds, ratio, ratio, tokens / seconds, None, peaks[key])
+            print(line(row), flush=True)
+            yield row
 
 
 @dataclass(frozen=True)
@@ -394,34 +444,41 @@ def timed(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - began
 
 
-@contextmanager
-def peak(device: str) -> Iterator[list[int | None]]:
-    """Within it, the most memory held beyond what was held before, as the list's one entry afterwards."""
-    held: list[int | None] = [None]
+def peak_of(run: Callable[[], None], device: str) -> int | None:
+    """The most memory a run holds beyond what was held before; None where the system does not tell.
+
+    On the CPU it runs in a forked process, so that what earlier runs left in the allocator is not counted as free.
+    """
     gc.collect()
     if device == "cuda":
+        run()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        yield held
-        held[0] = torch.cuda.max_memory_allocated() - before
-        return
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
-        yield held
-        return
-    reset.write_text("5")
-    before = resident("VmRSS")
-    yield held
-    held[0] = max(resident("VmHWM") - before, 0)
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = resident("VmRSS")
+            run()
+            os.write(send, str(max(resident("VmHWM") - before, 0)).encode())
+        finally:
+            os._exit(0)
+    os.close(send)
+    with os.fdopen(receive) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    return int(told) if told else None
 
 
 def resident(name: str) -> int:
     """Bytes that the system counts for this process."""
     status = Path("/proc/self/status").read_text().splitlines()
-    found = next((entry for entry in status if entry.startswith(name)), None)
-    if found is None:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(found.split()[1]) * 1024
+    return next(int(entry.split()[1]) * 1024 for entry in status if entry.startswith(name))
 
 
 def line(row: Row) -> str:

@@ -17,10 +17,10 @@ SOURCE = Path(fedeat.__file__).parent
 # From the ground up. A room, a package or a module beside them, imports from the rows below its own and from itself.
 ALGORITHM = (
     {"errors", "seeding", "updates"},
-    {"protocols", "geometry"},
+    {"protocols", "geometry", "hooks"},
     {"objective", "aggregation"},
     {"perturbation"},
-    {"passes", "tally"},
+    {"passes", "tally", "embeddings"},
     {"variants", "algorithm"},
 )
 LAYERS = (

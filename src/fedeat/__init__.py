@@ -19,6 +19,7 @@ from fedeat.aggregation import (
     trimmed_mean,
 )
 from fedeat.algorithm import LocalTraining, Round, client_update, run_rounds, server_round
+from fedeat.embeddings import embedding_unit, perturbed, worst_case
 from fedeat.errors import (
     ConfigError,
     DataError,
@@ -50,16 +51,19 @@ __all__ = [
     "aggregate",
     "client_update",
     "coordinate_median",
+    "embedding_unit",
     "fgsm",
     "geometric_median",
     "krum",
     "mean",
     "mean_around_median",
     "multi_krum",
+    "perturbed",
     "pgd",
     "random",
     "run_rounds",
     "server_round",
     "tolerates",
     "trimmed_mean",
+    "worst_case",
 ]

@@ -17,15 +17,17 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fedeat import seeding
+from fedeat import hooks, seeding
 from fedeat.data import Batch, Encoded, Example, encoding
+from fedeat.embeddings import embedding_unit
 from fedeat.errors import ModelError
-from fedeat.model import head_losses, hooks, loading, lora_paths
+from fedeat.model import head_losses, loading, lora_paths
 from fedeat.model.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
 from fedeat.model.generation import greedy
 from fedeat.model.loading import Kind, Lora, ModelSource, load_tokenizer
 from fedeat.model.parameters import trainable
 from fedeat.objective import row_losses
+from fedeat.perturbation import Norm
 from fedeat.updates import Adapter
 
 __all__ = ["SIDECAR", "AdaptedModel", "Kind", "Lora", "ModelSource", "load_model", "load_tokenizer"]
@@ -152,21 +154,9 @@ class AdaptedModel:
             output: Tensor = self._base.get_input_embeddings()(batch.input_ids)
         return output
 
-    def embedding_unit(self, norm: str) -> float:
-        """Length that a relative radius of 1 stands for, in embedding units.
-
-        The mean Euclidean norm of the vocabulary's embeddings as `embed` returns them; for "linf" that over
-        sqrt(H), the root-mean-square coordinate, so that a radius means a like share of an embedding in both.
-        """
-        module = self._base.get_input_embeddings()
-        rows, width = map(int, module.weight.shape)
-        total = 0.0
-        with torch.no_grad():
-            for start in range(0, rows, 8192):
-                ids = torch.arange(start, min(start + 8192, rows), device=self.device)
-                total += float(module(ids).double().norm(dim=-1).sum())
-        mean = total / rows
-        return mean / float(width**0.5) if norm == "linf" else mean
+    def embedding_unit(self, norm: Norm) -> float:
+        """Length that a relative radius of 1 stands for, in embedding units; see `fedeat.embedding_unit`."""
+        return embedding_unit(self._base, norm)
 
     def supervised_logits(self, batch: Batch, delta: Tensor | None = None) -> Tensor:
         """(N, V), logits of the supervised rows; for classification (B, C), -inf outside the sample's task.

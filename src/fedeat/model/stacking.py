@@ -19,8 +19,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedeat import hooks
 from fedeat.data import Batch
-from fedeat.model import hooks
 from fedeat.model.adapted_model import AdaptedModel
 from fedeat.model.lora_paths import AscentWeights, Forward, can_fuse, routed
 from fedeat.updates import Adapter
