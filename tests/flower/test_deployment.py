@@ -130,7 +130,7 @@ def test_a_deployment_lets_in_whom_it_knows_and_survives_kills_to_the_same_bits(
         "data": {"train": [str(file) for file in files], "template": "plain", "max_length": 64},
         "partition": {"kind": "file"},
         "federation": {"rounds": 3, "quorum": 3},
-        "client": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2},
+        "client": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "clients_per_batch": 1},
         "perturbation": {"steps": 1},
         "communication": {"encoding": "int8"},
     }

@@ -15,7 +15,7 @@ MakeConfig = Callable[..., Path]
 
 @pytest.mark.slow
 def test_a_simulation_leaves_the_bytes_of_a_run_in_one_process(make_config: MakeConfig, tmp_path: Path) -> None:
-    file = make_config(partition={"clients": 2}, federation={"rounds": 1})
+    file = make_config(partition={"clients": 2}, federation={"rounds": 1}, client={"clients_per_batch": 1})
     for engine in ("in-process", "flower-simulation"):
         command = [sys.executable, "-m", "fedeat.cli", "run", str(file), "--out", str(tmp_path / engine)]
         done = subprocess.run(
