@@ -175,15 +175,19 @@ def network(shape: str, dtype: torch.dtype, device: str) -> Any:
     return base
 
 
-def adapted(shape: str, dtype: torch.dtype, device: str) -> AdaptedModel:
-    """The random model with a LoRA adapter of rank 8 in all its linear layers."""
+def tokenizer() -> Any:
+    """A tokenizer of four tokens: examples are random numbers, so it has but to say what padding is."""
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="a"))
-    tokenizer = hf.PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="a"
     )
+
+
+def adapted(shape: str, dtype: torch.dtype, device: str) -> AdaptedModel:
+    """The random model with a LoRA adapter of rank 8 in all its linear layers."""
     base = network(shape, dtype, device)
     source = ModelSource(shape, template="plain", dtype=str(dtype).removeprefix("torch."), device=device)
-    return AdaptedModel(loading.add_lora(base, Lora(rank=8), "causal-lm"), tokenizer, source)
+    return AdaptedModel(loading.add_lora(base, Lora(rank=8), "causal-lm"), tokenizer(), source)
 
 
 def examples(task: str, count: int, vocabulary: int, factor: float) -> list[Encoded]:

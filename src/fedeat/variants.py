@@ -6,7 +6,8 @@ pass is a forward and a backward run; K is the ascent's steps. Algorithm 1 takes
     function    passes        what differs
     freelb      K             the step's gradient is the mean over the ascent's K points (Zhu et al., 2020)
     harvested   K + 1         "mixed", its clean pass being the ascent's first too: the same but for adapter dropout
-    kl          K + 3         the ascent raises the divergence from the clean prediction (TRADES: Zhang et al., 2019)
+    kl          K + 2         the ascent raises the divergence from the clean prediction, which is one forward run more
+                              (TRADES: Zhang et al., 2019)
     yopo        K + 1         each pass serves several ascent steps through the first layer (Zhang et al., 2019b)
 """
 
