@@ -132,6 +132,8 @@ def test_few_texts_cannot_show_a_small_difference_and_say_so() -> None:
     one = Outcomes(texts, texts, (1,) * 12, (1, *(0,) * 11))
     (found,) = compared({"a": {0: one}, "b": {0: one}})
     assert found.detectable == 0.5  # six votes of twelve are the fewest with p <= .05
+    short = Outcomes(texts[:4], texts[:4], (1,) * 4, (1, 0, 0, 0))
+    assert compared({"a": {0: short}, "b": {0: short}})[0].detectable == 1.0
 
 
 def test_predictions_are_counted_as_a_task_row_counts_them() -> None:

@@ -55,7 +55,7 @@ def test_a_page_has_curves_scatters_and_the_backdoor(tmp_path: Path, new_run: Ne
     for method in ("fedavg", "gm"):
         new_run(tmp_path / "runs" / method, method, "backdoor", rounds=2)
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Robust accuracy under PGD on the embeddings (20 steps and 3 starts)" in page
+    assert "Robust accuracy under PGD on the embeddings (20 steps, starts: 3)" in page
     assert "Accuracy against attack success rate" in page
     assert "80 rows of the data were left out: excluded by the configuration" in page
     assert '<h2 id="backdoor">' in page

@@ -69,7 +69,7 @@ class Difference:
         bootstrap: two-sided p-value of the paired bootstrap.
         adjusted: the larger of both after Holm's correction, 0..1.
         detectable: smallest difference these texts could have shown, with `POWER` at the first step of Holm's
-            correction; an estimate from the spread of the bootstrap.
+            correction; an estimate from the spread of the bootstrap, 1 where they could have shown none.
         seeds: of both methods that were compared.
         originals: distinct ones.
     """
@@ -156,7 +156,9 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
         replace(
             item,
             adjusted=p,
-            detectable=max(item.detectable * widening, _fewest_votes(LEVEL / len(differences)) / item.originals),
+            detectable=min(
+                1.0, max(item.detectable * widening, _fewest_votes(LEVEL / len(differences)) / item.originals)
+            ),
         )
         for item, p in zip(differences, adjusted, strict=True)
     ]

@@ -85,12 +85,12 @@ class Condition:
     @property
     def phrase(self) -> str:
         """The same within a sentence: "with 30 % malicious clients (sign flip)"."""
-        where = f" ({self.partition})" if self.partition else ""
         if self.attack == "none":
-            return f"without malicious clients{where}"
+            return "without malicious clients" + (f" ({self.partition})" if self.partition else "")
         name = attack_name(self.attack)
         inner = name if name.isupper() else name[:1].lower() + name[1:]
-        return f"with {100 * self.fraction:g} % malicious clients ({inner}){where}"
+        where = f"; {self.partition}" if self.partition else ""
+        return f"with {100 * self.fraction:g} % malicious clients ({inner}{where})"
 
     @property
     def short(self) -> str:

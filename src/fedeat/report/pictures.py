@@ -86,7 +86,7 @@ def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, An
             alt = f"Robust accuracy along the radius by method on {task}, {condition.title}"
             panels.append(canvas.panel(figure, f"robustness-{condition.short}-{task}", alt))
     settings = dict.fromkeys((run.curve.get("steps"), run.curve.get("restarts")) for run in drawn)
-    how = " or ".join(f"{steps} steps and {restarts} starts" for steps, restarts in settings)
+    how = " or ".join(f"{steps} steps, starts: {restarts}" for steps, restarts in settings)
     suspect = sum(bool(run.curve.get("suspicions")) for run in drawn)
     text = f"Robust accuracy under PGD on the embeddings ({how}) along the relative radius, with 95 % bands."
     if suspect:
