@@ -1,6 +1,6 @@
 """A Flower grid in this process whose nodes are functions: strategies and engines are tested without a network.
 
-Needs the extra `flower`; without it these tests are left out.
+Needs the extra `flower`; without it `tests/conftest.py` leaves this directory out.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
-
-pytest.importorskip("flwr", reason="needs fedeat[flower]")
-
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
