@@ -187,8 +187,8 @@ def _tell_of_node(log: Path, said: str, shown: int, silo: Silo, tell: Tell) -> t
             news = f"joined {silo.superlink}"
         elif _UNKNOWN in line:
             news = (
-                f"{silo.superlink} does not know this node's key: it is refused. Give the server the public half, "
-                "nodes/NAME.pub; this node tries again."
+                f"{silo.superlink} refuses this node: it does not know its key (give the server nodes/NAME.pub), or "
+                "takes an earlier process of this node for alive, which passes. This node tries again."
             )
         if news != said:
             tell(news)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
@@ -187,6 +188,12 @@ def _pull(grid: Grid, names: list[str]) -> list[Message]:
     """The replies that are there; none while one of them cannot be read, whose sender then misses the deadline."""
     try:
         return list(grid.pull_messages(names))
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        # A busy SuperLink whose database was locked for a moment; the replies are still there.
+        log(_WARNING, "the SuperLink answered with %d; asked again", error.response.status_code)
+        return []
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         log(_WARNING, "a reply could not be read: %s: %s", type(error).__name__, str(error)[:200])
     found: list[Message] = []
