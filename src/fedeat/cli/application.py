@@ -1,0 +1,96 @@
+"""What the commands share: the application, options that mean the same in each, and what they open and show."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedeat import terminal
+from fedeat.errors import FedeatError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedeat.evaluation import Row
+    from fedeat.model import AdaptedModel
+
+app = typer.Typer(
+    name="fedeat",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Robust federated fine-tuning of large language models.
+
+Clients train LoRA adapters on worst-case perturbations of the input embeddings; the server takes the geometric median
+of their updates. One run: `fedeat run`. The paper's ablation: `fedeat compare`. To see it work at once: `fedeat demo`.
+""",
+    epilog="Exit codes: 0 done; 1 a defect of fedeat; 2 something given was wrong, the message says what; 130 stopped "
+    "with Ctrl-C.",
+)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="The configuration; docs/configuration.md lists its keys.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as `aggregation.rule=mean`. Repeatable."),
+]
+AdapterOption = Annotated[Path | None, typer.Option(metavar="DIR", help="PEFT adapter directory.")]
+TaskOption = Annotated[str | None, typer.Option(help="sst2, qqp, mnli, qnli or rte, where the columns do not tell.")]
+TemplateOption = Annotated[str, typer.Option(help="auto, alpaca, chat or plain.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts a forward pass.")]
+MaxLengthOption = Annotated[
+    int | None, typer.Option(min=2, help="Tokens a prompt may have. Default: 512, or what the model was made for.")
+]
+
+
+def show_rows(rows: Sequence[Row], comparison: Path | None = None) -> None:
+    from fedeat import report
+
+    if rows:
+        report.print_tables(rows, terminal.out, None if comparison is None else report.differences_in(comparison))
+    else:
+        terminal.out.print("Nothing was evaluated: evaluation.data is empty.")
+
+
+def load(model: str, adapter: Path | None, *, dtype: str, template: str, max_length: int | None) -> AdaptedModel:
+    from fedeat.model import ModelSource, load_model
+
+    choice("--template", template, ("auto", "alpaca", "chat", "plain"))
+    choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
+    length = max_length or int(min(512, _positions(model)))
+    source = ModelSource(model, dtype=dtype, template=template, max_length=length)
+    return load_model(source, lora=None, adapter=adapter)
+
+
+def _positions(model: str) -> float:
+    """How many tokens a model was made for, infinity where it does not say or cannot be read."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model).get_text_config()
+    except Exception:  # loading the model says what is wrong with it
+        return math.inf
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else math.inf
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (0.0,)
+    if any(not 0 < value < float("inf") for value in values):
+        raise FedeatError(f"--radii {text}: expected positive numbers with commas between, such as 0.02,0.05,0.1.")
+    return values
+
+
+def choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise FedeatError(f"{option} {value}: expected one of {', '.join(allowed)}.")
