@@ -51,6 +51,7 @@ MaxLengthOption = Annotated[
 
 
 def show_rows(rows: Sequence[Row], comparison: Path | None = None) -> None:
+    """Prints the tables of evaluated rows; with a comparison's directory, also which differences are shown."""
     from fedeat import report
 
     if rows:
@@ -60,6 +61,7 @@ def show_rows(rows: Sequence[Row], comparison: Path | None = None) -> None:
 
 
 def load(model: str, adapter: Path | None, *, dtype: str, template: str, max_length: int | None) -> AdaptedModel:
+    """A model and its adapter for measuring, with the options as the command line gave them."""
     from fedeat.model import ModelSource, load_model
 
     choice("--template", template, ("auto", "alpaca", "chat", "plain"))
@@ -81,7 +83,12 @@ def _positions(model: str) -> float:
     return limit if isinstance(limit, int) and limit > 0 else math.inf
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def parse_radii(text: str) -> tuple[float, ...]:
+    """The radii of a list with commas; none of an empty text.
+
+    Raises:
+        FedeatError: one is no positive number.
+    """
     try:
         values = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
@@ -92,5 +99,6 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises an error that lists what is allowed, unless the value is."""
     if value not in allowed:
         raise FedeatError(f"{option} {value}: expected one of {', '.join(allowed)}.")

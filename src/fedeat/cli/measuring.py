@@ -17,7 +17,7 @@ from fedeat.cli.application import (
     TemplateOption,
     choice,
     load,
-    numbers,
+    parse_radii,
     show_rows,
 )
 from fedeat.errors import FedeatError
@@ -139,7 +139,7 @@ def attack(
             curve = attacking.curve(
                 network,
                 items,
-                radii=numbers(radii) or RADII,
+                radii=parse_radii(radii) or RADII,
                 steps=steps,
                 restarts=restarts,
                 batch_size=batch_size,
@@ -196,7 +196,7 @@ def refusal(
         rates = refusal_rates(
             network,
             behaviours,
-            radii=numbers(radii),
+            radii=parse_radii(radii),
             steps=steps,
             batch_size=batch_size,
             seed=seed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedeat import terminal
-from fedeat.cli.application import ConfigFile, Overrides, choice, numbers, show_rows
+from fedeat.cli.application import ConfigFile, Overrides, choice, parse_radii, show_rows
 from fedeat.errors import FedeatError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def calibrate(
         found = calibration.calibrate(
             network,
             [network.encode(pool[i]) for i in order[:examples]],
-            radii=numbers(radii) or calibration.GRID,
+            radii=parse_radii(radii) or calibration.GRID,
             steps=steps,
             norm=settings.perturbation.norm,
             batch_size=settings.client.batch_size,
