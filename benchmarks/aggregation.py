@@ -83,10 +83,15 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=float, default=0.4, help="share of the memory that one copy of updates may take"
     )
+    parser.add_argument("--tables-only", action="store_true", help="run nothing; table and plot from results.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    if options.tables_only:
+        rows = [Row(**json.loads(text)) for text in lines(options.out / "results.jsonl")[1:]]
+        _show(rows, options.out)
+        return
     with (options.out / "results.jsonl").open("w") as file:
         file.write(json.dumps(environment()) + "\n")
         for clients, coordinates in QUICK if options.quick else GRID:
@@ -96,8 +101,12 @@ def main() -> None:
                     file.write(json.dumps(asdict(row)) + "\n")
                     file.flush()
                     print(line(row), flush=True)
-    (options.out / "table.md").write_text(table(rows))
-    plot(rows, options.out / "plot.png")
+    _show(rows, options.out)
+
+
+def _show(rows: Sequence[Row], out: Path) -> None:
+    (out / "table.md").write_text(table(rows))
+    plot(rows, out / "plot.png")
 
 
 def environment() -> dict[str, Any]:
@@ -295,7 +304,7 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def lines(path: str) -> list[str]:
+def lines(path: str | Path) -> list[str]:
     """Lines of a text file, none where it does not exist."""
     try:
         return Path(path).read_text().splitlines()
@@ -327,16 +336,33 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*head, *map(line, rows)]) + "\n"
 
 
+STYLES = {
+    "ours, sampled": ("#0072b2", "-"),
+    "ours, matrix": ("#56b4e9", "-"),
+    "ours, list": ("#56b4e9", "--"),
+    "ours, files": ("#56b4e9", ":"),
+    "floor: inner products alone": ("black", ":"),
+    "mean, torch.stack": ("#009e73", "-"),
+    "coordinate median": ("#cc79a7", "-"),
+    "trimmed mean": ("#cc79a7", "--"),
+    "geom-median": ("#d55e00", "-"),
+    "geom-median, converged": ("#d55e00", "--"),
+    "byzfl": ("#e69f00", "-"),
+    "byzfl, converged": ("#e69f00", "--"),
+}
+"""Contestant -> color, which can be told apart without red and green, and line."""
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Time against d and against n, log-log, with the floor that reading the updates twice sets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     attacked = [row for row in rows if row.attackers > 0]
-    names = list(dict.fromkeys(row.contestant for row in attacked))
+    names = [name for name in STYLES if any(row.contestant == name for row in attacked)]
     clients = sorted({row.clients for row in attacked})
     widths = sorted({row.coordinates for row in attacked})
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes, variable, fixed, choice in (
@@ -346,14 +372,17 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         chosen = [row for row in attacked if getattr(row, fixed) == choice]
         for name in names:
             points = sorted((getattr(r, variable), r.ratio * r.mean_s) for r in chosen if r.contestant == name)
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            if not points:
+                continue
+            color, line = STYLES[name]
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=line, marker="o", markersize=4, label=name)
         floor = sorted({(getattr(r, variable), 2 * r.mean_s) for r in chosen if r.contestant == "ours, matrix"})
-        axes.plot(*zip(*floor, strict=True), "k--", label="two readings (2 means)")
+        axes.plot(*zip(*floor, strict=True), color="black", label="two readings (2 means)")
         axes.set(
             xscale="log", yscale="log", xlabel=variable, ylabel="CPU seconds, 1 thread", title=f"{fixed} = {choice:,}"
         )
         axes.grid(True, which="both", alpha=0.2)
-    right.legend(fontsize="x-small")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=130)
 
 
