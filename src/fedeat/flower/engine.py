@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from fedeat.updates import Adapter, ClientUpdate
 
 _WARNING, _INFO = 30, 20
 _PULL_S = 0.3
+_DROPPED = "a reply of node %d to %s is dropped: %s"
 
 
 @dataclass(frozen=True)
@@ -205,17 +206,17 @@ def ask(
     began = time.monotonic()
     pushed = _push(grid, batch, began + patience.deadline_s)
     waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in batch}
+    asked = frozenset(waiting)
     answers: dict[int, RecordDict | str] = {}
     for name in [name for name in waiting if name not in pushed]:
         answers[waiting.pop(name)] = "could not be sent the message: its node is not registered any more"
     good, since = 0, None
     while waiting:
         for reply in _pull(grid, list(waiting)):
-            name = reply.metadata.reply_to_message_id
-            # An error is the link's, in the node's stead; an answer is the node's that was asked, or nobody's.
-            if name not in waiting or not (reply.has_error() or reply.metadata.src_node_id == waiting[name]):
+            if problem := _stray(reply, waiting, asked):
+                log(_WARNING, _DROPPED, reply.metadata.src_node_id, group, problem)
                 continue
-            node = waiting.pop(name)
+            node = waiting.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
                 answers[node] = f"failed: {str(reply.error.reason)[:300]} (Flower's error {reply.error.code})"
             else:
@@ -232,6 +233,25 @@ def ask(
     for node in waiting.values():
         answers[node] = f"did not answer within {time.monotonic() - began:.0f} s"
     return {node: answers[node] for node in contents}
+
+
+def _stray(reply: Message, waiting: Mapping[str, int], asked: Collection[str]) -> str:
+    """Why a reply counts for nobody; "" where it is waited for.
+
+    Args:
+        reply: what arrived.
+        waiting: message without an answer yet -> the node that it went to.
+        asked: all messages that were sent.
+    """
+    name = reply.metadata.reply_to_message_id
+    if name not in asked:
+        return "it answers no message that was sent"
+    if name not in waiting:
+        return "its message was answered before"
+    # An error is the link's, in the node's stead; an answer is the node's that was asked, or nobody's.
+    if not reply.has_error() and reply.metadata.src_node_id != waiting[name]:
+        return "its message went to another node"
+    return ""
 
 
 def _push(grid: Grid, batch: list[Message], until: float) -> set[str]:
