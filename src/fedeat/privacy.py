@@ -29,7 +29,7 @@ def private(
 
     Args:
         gradient: of a batch of one sample.
-        clip: > 0, a sample's gradient is shortened to this L2 norm.
+        clip: > 0 and finite, a sample's gradient is shortened to this L2 norm.
         noise_multiplier: >= 0, standard deviation of the noise in each coordinate over `clip`.
         batch_size: >= 1, what the sum is divided by, whatever the batch at hand holds.
         noise: where the noise is drawn, on the CPU; None for the generator of the perturbation.
@@ -59,8 +59,7 @@ def private(
         source = generator if noise is None else noise
         for parameter, total in zip(parameters, totals, strict=True):
             drawn = torch.randn(total.shape, generator=source, device=source.device).to(total)
-            scale = noise_multiplier * clip if noise_multiplier else 0.0
-            parameter.grad = (total + scale * drawn if scale else total) / batch_size
+            parameter.grad = (total + noise_multiplier * clip * drawn) / batch_size
         return torch.stack(losses).mean(), torch.cat(deltas) if deltas else None
 
     return found
