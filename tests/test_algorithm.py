@@ -212,9 +212,7 @@ def rounds_of(**changes: Any) -> list[Round]:
         "clients": range(7),
         "cohort_size": 4,
         "rounds": 5,
-        "run_clients": engine,
-        "aggregate": average,
-        "quorum": 2,
+        "play": functools.partial(server_round, run_clients=engine, aggregate=average, quorum=2),
         "seed": 3,
         **changes,
     }
@@ -233,9 +231,8 @@ def test_zero_radius_and_the_mean_are_federated_averaging(load: Load, examples: 
     def mean(updates: Sequence[ClientUpdate], adapter: Adapter) -> Any:
         return aggregation.aggregate([update.delta for update in updates], rule=aggregation.mean)
 
-    *_, last = run_rounds(
-        start, clients=range(3), cohort_size=3, rounds=2, run_clients=run, aggregate=mean, quorum=3, seed=0
-    )
+    play = functools.partial(server_round, run_clients=run, aggregate=mean, quorum=3)
+    *_, last = run_rounds(start, clients=range(3), cohort_size=3, rounds=2, play=play, seed=0)
     fedavg = start
     for _ in range(2):  # McMahan et al. (2017): average the parameters that clients return
         locals_ = []
@@ -300,9 +297,8 @@ def test_finished_rounds_are_given_one_by_one() -> None:
         ran.append(index)
         return engine(adapter, cohort, index)
 
-    rounds = run_rounds(
-        GLOBAL, clients=range(3), cohort_size=3, rounds=9, run_clients=run, aggregate=average, quorum=1, seed=0
-    )
+    play = functools.partial(server_round, run_clients=run, aggregate=average, quorum=1)
+    rounds = run_rounds(GLOBAL, clients=range(3), cohort_size=3, rounds=9, play=play, seed=0)
     assert ran == []
     assert next(rounds).index == 0
     assert ran == [0]

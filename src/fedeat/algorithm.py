@@ -182,9 +182,7 @@ def run_rounds(
     clients: Sequence[int],
     cohort_size: int,
     rounds: int,
-    run_clients: RunClients,
-    aggregate: Aggregate,
-    quorum: int,
+    play: PlayRound,
     seed: int,
     first_round: int = 0,
 ) -> Iterator[Round]:
@@ -195,9 +193,7 @@ def run_rounds(
         clients: all n clients.
         cohort_size: m, 1..n, clients drawn each round without replacement.
         rounds: T, the round after the last.
-        run_clients: trains a cohort (Alg. 1); an engine, or an attack that wraps one.
-        aggregate: accepted updates -> one update, for example the geometric median.
-        quorum: >= 1, accepted updates a round needs.
+        play: a round, whatever it is: over updates that the server sees (`server_round`), or over secure sums.
         seed: of the cohorts.
         first_round: where to begin; a resumed run passes the round after its checkpoint.
 
@@ -205,31 +201,8 @@ def run_rounds(
         Each finished round. A caller that stops iterating stops the training.
 
     Raises:
-        QuorumError: fewer than `quorum` updates of a round were fit for aggregation.
+        QuorumError: as `play`.
     """
-    play = functools.partial(server_round, run_clients=run_clients, aggregate=aggregate, quorum=quorum)
-    yield from play_rounds(
-        adapter,
-        clients=clients,
-        cohort_size=cohort_size,
-        rounds=rounds,
-        play=play,
-        seed=seed,
-        first_round=first_round,
-    )
-
-
-def play_rounds(
-    adapter: Adapter,
-    *,
-    clients: Sequence[int],
-    cohort_size: int,
-    rounds: int,
-    play: PlayRound,
-    seed: int,
-    first_round: int = 0,
-) -> Iterator[Round]:
-    """The loop of Algorithm 2, whatever a round is: over updates that the server sees, or over secure sums."""
     for index in range(first_round, rounds):  # T rounds
         cohort = draw_cohort(clients, cohort_size, seed=seed, index=index)  # m of n clients
         finished = play(adapter, cohort, index)

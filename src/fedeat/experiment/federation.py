@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fedeat import evaluation, records
-from fedeat.algorithm import Aggregate, PlayRound, RunClients, play_rounds
+from fedeat.algorithm import Aggregate, PlayRound, RunClients, run_rounds
 from fedeat.attacks import byzantine
 from fedeat.config import Config, cohort_problems, load, to_toml
 from fedeat.data import Encoded, Example, partition, require_targets, truncation
@@ -319,7 +319,7 @@ def _train(
     clients = range(len(federation.partition))
     cohort = config.federation.clients_per_round or len(clients)
     began = time.monotonic()
-    for result in play_rounds(
+    for result in run_rounds(
         adapter,
         clients=clients,
         cohort_size=cohort,
