@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fedeat import geometry
 from fedeat.geometry import products
+from fedeat.geometry.products import Stretches
 from fedeat.geometry.sources import open_updates, pieces
 
 needs_compiled = pytest.mark.skipif(not products.COMPILED, reason="installed without a compiler")
@@ -36,6 +38,20 @@ def threads() -> Iterator[int]:
 
 def rows(count: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(count, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def stretches(rows: Tensor | Sequence[Tensor]) -> Stretches:
+    """One stretch, of a matrix or of a vector a client."""
+    found = products.in_place(rows)
+    assert found is not None
+    return found
+
+
+def apart(parts: Sequence[Tensor]) -> Stretches:
+    """One stretch for each matrix (n, c)."""
+    each = [stretches(part) for part in parts]
+    addresses = np.concatenate([one.addresses for one in each])
+    return Stretches(addresses, np.concatenate([one.lengths for one in each]), parts)
 
 
 def exact(updates: Tensor, centre: int | None = None) -> Tensor:
@@ -76,11 +92,41 @@ def test_what_was_there_is_added_to(way: str) -> None:
 @needs_compiled
 def test_vectors_are_read_where_they_lie() -> None:
     matrix = rows(9, 6000)
-    apart = [row.clone()[1:] for row in torch.cat([matrix[:, :1], matrix], 1)]  # 4 bytes past any alignment
+    odd = [row.clone()[1:] for row in torch.cat([matrix[:, :1], matrix], 1)]  # 4 bytes past any alignment
     together, separate = (torch.zeros(9, 9, dtype=torch.float64) for _ in range(2))
     products.accumulate(together, matrix)
-    products.accumulate(separate, apart)
+    products.accumulate(separate, stretches(odd))
     assert torch.equal(together, separate)
+
+
+@needs_compiled
+def test_stretches_are_read_one_after_the_other() -> None:
+    matrix, weights = rows(7, 5000), rows(1, 7)[0]
+    several = apart([part.contiguous() for part in torch.split(matrix, [3, 1200, 0, 3797], dim=1)])
+    for centre in (None, 2):
+        total = torch.zeros(7, 7, dtype=torch.float64)
+        products.accumulate(total, several, centre=centre)
+        assert torch.allclose(products.mirrored(total), exact(matrix, centre), rtol=1e-5, atol=1e-2)
+    whole, out, squares = torch.empty(5000), torch.empty(5000), torch.zeros(2, 7, dtype=torch.float64)
+    products.distances(stretches(matrix), weights, [whole], squares[0])
+    products.distances(several, weights, torch.split(out, [3, 1200, 0, 3797]), squares[1])
+    assert torch.equal(out, whole)
+    assert torch.allclose(squares[0], squares[1])
+
+
+@needs_compiled
+def test_shares_cut_stretches_and_lose_nothing(threads: int) -> None:
+    lengths = [1, 300_000, 0, 70_000, 200_000]
+    held = torch.arange(sum(lengths), dtype=torch.float32)
+    several = apart([part[None] for part in torch.split(held, lengths)])
+    shares = several.shares()
+    assert [int(share.lengths.sum()) for share in shares] == pytest.approx([190_000] * threads, abs=1)
+    read = [
+        (address - held.data_ptr()) // 4 + torch.arange(length)
+        for share in shares
+        for (address,), length in zip(share.addresses.tolist(), share.lengths.tolist(), strict=True)
+    ]
+    assert torch.equal(torch.cat(read), torch.arange(len(held)))
 
 
 @needs_compiled
@@ -90,10 +136,10 @@ def test_threads_change_the_order_of_sums_alone(threads: int) -> None:
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0])
     products.accumulate(total, updates, centre=1)
     assert torch.allclose(products.mirrored(total), exact(updates, 1), rtol=1e-6, atol=1e-2)
-    products.combine(updates, weights, out)
+    products.combine(stretches(updates), weights, [out])
     assert torch.allclose(out, weights @ updates, atol=1e-6)
     squares = torch.zeros(5, dtype=torch.float64)
-    products.distances(updates, weights, out, squares)
+    products.distances(stretches(updates), weights, [out], squares)
     assert torch.allclose(squares, (updates - out).double().square().sum(1), rtol=1e-5)
 
 
@@ -101,7 +147,7 @@ def test_threads_change_the_order_of_sums_alone(threads: int) -> None:
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 25])
 def test_combinations_are_weighted_sums(count: int) -> None:
     updates, weights, out = rows(count, 5001), rows(1, count)[0], torch.full((5001,), torch.nan)
-    products.combine(updates, weights, out)
+    products.combine(stretches(updates), weights, [out])
     assert torch.allclose(out.double(), weights.double() @ updates.double(), atol=1e-5)
 
 
@@ -110,9 +156,9 @@ def test_combinations_are_weighted_sums(count: int) -> None:
 def test_distances_are_those_from_the_combination(columns: int) -> None:
     updates, weights, out = 1e3 + rows(9, columns), torch.full((9,), 1 / 9), torch.empty(columns)
     squares = torch.ones(9, dtype=torch.float64)
-    products.distances(updates, weights, out, squares)
+    products.distances(stretches(updates), weights, [out], squares)
     again = torch.empty_like(out)
-    products.combine(updates, weights, again)
+    products.combine(stretches(updates), weights, [again])
     assert torch.equal(out, again)
     assert torch.allclose(squares - 1, (updates.double() - out.double()).square().sum(1), rtol=1e-5)
 
@@ -130,12 +176,11 @@ def test_what_is_not_finite_shows_in_its_rows(way: str, bad: float) -> None:
 @needs_compiled
 def test_only_float32_vectors_without_gaps_are_read_in_place() -> None:
     updates = rows(3, 40)
-    assert products.in_place(updates)
-    assert products.in_place(updates[::2])
-    assert products.in_place(list(updates))
+    for readable in (updates, updates[::2], list(updates)):
+        assert products.in_place(readable) is not None
     for other in (updates.double(), updates.bfloat16(), updates[:, ::2], updates.T):
-        assert not products.in_place(other)
-        assert not products.in_place(list(other))
+        assert products.in_place(other) is None
+        assert products.in_place(list(other)) is None
 
 
 def test_pieces_cover_every_coordinate_once_whatever_holds_them(way: str) -> None:
@@ -152,7 +197,8 @@ def test_pieces_cover_every_coordinate_once_whatever_holds_them(way: str) -> Non
         update["t"] = update["t"].T
     flat = torch.stack([torch.cat([update[name].float().reshape(-1) for name in layout]) for update in updates])
     seen = {name: torch.zeros(torch.Size(shape).numel(), dtype=torch.int) for name, shape in layout.items()}
-    for segments, _ in pieces(open_updates(updates)):
+    for segments, piece in pieces(open_updates(updates)):
+        assert isinstance(piece, Tensor) or len(piece.lengths) == len(segments)
         for segment in segments:
             seen[segment.name][segment.start : segment.stop] += 1
     assert all(bool((count == 1).all()) for count in seen.values())

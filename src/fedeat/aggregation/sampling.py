@@ -23,8 +23,9 @@ from torch import Tensor
 from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median, iterate, newton_direction
 from fedeat.geometry import Assembly, products
 from fedeat.geometry.distances import cancellation, medoid, recentred
-from fedeat.geometry.layout import Piece, Segment, UpdateSource
-from fedeat.geometry.sources import BLOCK_BYTES, as_rows, blocks, pieces
+from fedeat.geometry.layout import Segment, UpdateSource
+from fedeat.geometry.products import Stretches
+from fedeat.geometry.sources import blocks, pieces, sample
 
 _LEAST_COORDINATES = 65536
 _LENGTH = 1024
@@ -107,17 +108,8 @@ def _draw(source: UpdateSource, budget: int, coordinates: int, generator: torch.
 def _sampled_gram(source: UpdateSource, segments: Sequence[Segment], centre: int | None) -> Tensor:
     count = len(source.labels)
     total = torch.zeros(count, count, dtype=torch.float64, device=source.device)
-    several = max(1, BLOCK_BYTES // (4 * count * _LENGTH))
-    apart: list[Piece] = []
-    for segment in segments:
-        piece = source.piece(segment)
-        if products.in_place(piece):
-            products.accumulate(total, piece, centre=centre)
-        else:
-            apart.append(piece)
-        if len(apart) == several or (apart and segment is segments[-1]):
-            products.accumulate(total, as_rows(apart, torch.float32), centre=centre)
-            apart.clear()
+    for rows in sample(source, segments):
+        products.accumulate(total, rows, centre=centre)
     return products.mirrored(total)
 
 
@@ -138,10 +130,9 @@ def _read(source: UpdateSource, weights: Tensor) -> tuple[Tensor, Tensor | dict[
     factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
     result = Assembly(source)
     for segments, piece in pieces(source):
-        target = result.part(segments[0])
-        if len(segments) == 1 and target.dtype == torch.float32 and products.in_place(piece):
-            products.distances(piece, factors[torch.float32], target, squares)
-        elif isinstance(piece, Tensor):
+        if isinstance(piece, Stretches):
+            products.distances(piece, factors[torch.float32], result.parts(segments), squares)
+        else:
             point = torch.mv(piece.T, factors[piece.dtype])
             result.write(segments, point)
             along += torch.mv(piece, point)

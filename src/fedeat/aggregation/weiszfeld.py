@@ -20,19 +20,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedeat.geometry.distances import RESOLUTION, medoid, recentred, squared_distances
-
-Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
-Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+from fedeat.geometry.distances import (
+    RESOLUTION,
+    Matrix,
+    Vector,
+    lower_median,
+    medoid,
+    recentred,
+    squared_distances,
+)
 
 _ROUNDING = 2.0**-52
 _TIE = 1e-13
+_NEAR = 1 + 1e-9
+"""An objective that much above another's may yet be the same one, rounded."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +126,22 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
     iterations = 0
     while iterations < max_iterations and state.slope > 1e-12:
         nearest = int(np.argmin(state.radii / prior))
-        if nearest not in tried:
+        if nearest not in tried and float(np.sqrt(distances[nearest]) @ prior) <= float(prior @ state.radii) * _NEAR:
             # Rounding may have hidden that another data point is the best one; steps towards it would never end.
             tried.add(nearest)
             point = _at_data_point(gram, distances, prior, nearest, tolerance)
             if isinstance(point, ClientWeights) and point.gap <= _TIE:
                 return replace(point, iterations=iterations)
+        noise = 4 * _ROUNDING * float(prior @ np.minimum(state.radii, 2 * lower_median(state.radii)))
+        candidates = []
         newton = newton_direction(gram, state)
-        steps = [state.step] if newton is None else [newton * _stride(gram, prior, state, newton), state.step]
-        candidates = [iterate(gram, prior, state.coefficients + step) for step in steps]
+        if newton is not None:
+            candidates = [iterate(gram, prior, state.coefficients + newton * _stride(gram, prior, state, newton))]
         changes = [_change(gram, prior, state, other) for other in candidates]
-        noise = 4 * _ROUNDING * float(prior @ np.minimum(state.radii, 2 * _median(state.radii)))
-        best = min(range(len(steps)), key=lambda index: changes[index])
+        if not candidates or changes[0] > noise or candidates[0].slope > state.slope / 2:
+            candidates.append(iterate(gram, prior, state.coefficients + state.step))
+            changes.append(_change(gram, prior, state, candidates[-1]))
+        best = min(range(len(candidates)), key=lambda index: changes[index])
         if changes[0] <= changes[best] + noise and candidates[0].slope <= candidates[best].slope:
             best = 0
         iterations += 1
@@ -298,9 +308,3 @@ def _dual_gap(gram: Matrix, prior: Vector, state: State, move: Vector) -> float:
     offset = prior - state.coefficients
     distance = math.sqrt(max(0.0, float(offset @ (gram @ offset))))
     return float(prior @ state.radii) * (1 - shrink) + shrink * residue * distance
-
-
-def _median(values: Vector) -> float:
-    """The lower of the two in the middle."""
-    middle = (len(values) - 1) // 2
-    return float(np.partition(values, middle)[middle])

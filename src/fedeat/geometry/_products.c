@@ -51,14 +51,14 @@ INLINE float lane_sum(const void *vector, size_t bytes)
     typedef float NAME##_vector __attribute__((vector_size(WIDTH), aligned(4), may_alias));                            \
                                                                                                                        \
     TARGET static void NAME##_tile(const float *const a[T], const float *const b[T], size_t begin, size_t end,         \
-                                   const float *ahead, float out[T][T])                                                \
+                                   const float *const *ahead, size_t aheads, float out[T][T])                          \
     {                                                                                                                  \
         const size_t lanes = WIDTH / sizeof(float);                                                                    \
         NAME##_vector sum[T][T];                                                                                       \
         size_t k = begin;                                                                                              \
         memset(sum, 0, sizeof sum);                                                                                    \
         for (; k + lanes <= end; k += lanes) {                                                                         \
-            __builtin_prefetch(ahead + k, 0, 2);                                                                       \
+            for (size_t p = 0; p < aheads; p++) __builtin_prefetch(ahead[p] + k, 0, 2);                                \
             NAME##_vector left[T];                                                                                     \
             UNROLL for (int i = 0; i < T; i++) left[i] = *(const NAME##_vector *)(a[i] + k);                           \
             UNROLL for (int j = 0; j < T; j++) {                                                                       \
@@ -76,19 +76,21 @@ INLINE float lane_sum(const void *vector, size_t bytes)
                                                                                                                        \
     TARGET static void NAME(const float *const *rows, size_t n, size_t columns, size_t chunk, double *total)           \
     {                                                                                                                  \
+        size_t tiles = ((n + T - 1) / T) * ((n + T - 1) / T + 1) / 2, most = (n + tiles - 1) / tiles;                  \
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
-            size_t end = columns - begin < chunk ? columns : begin + chunk, next = 0;                                  \
+            size_t end = columns - begin < chunk ? columns : begin + chunk, next = end < columns ? 0 : n;              \
             for (size_t i = 0; i < n; i += T) {                                                                        \
                 for (size_t j = i; j < n; j += T) {                                                                    \
-                    const float *a[T], *b[T];                                                                          \
+                    const float *a[T], *b[T], *ahead[T];                                                               \
                     float part[T][T];                                                                                  \
+                    size_t aheads = 0;                                                                                 \
                     for (size_t t = 0; t < T; t++) { /* a tile that sticks out repeats a row, and is cut below */      \
                         a[t] = rows[i + t < n ? i + t : i];                                                            \
                         b[t] = rows[j + t < n ? j + t : j];                                                            \
                     }                                                                                                  \
-                    /* While a tile is worked on, the next chunk of one row is fetched: a hint, which may miss. */      \
-                    NAME##_tile(a, b, begin, end, rows[next < n ? next : 0] + (next < n ? chunk : 0), part);           \
-                    next++;                                                                                            \
+                    /* While a tile is worked on, the next chunk of some rows is fetched: a hint, which may miss. */   \
+                    while (aheads < most && next < n) ahead[aheads++] = rows[next++] + chunk;                          \
+                    NAME##_tile(a, b, begin, end, ahead, aheads, part);                                                \
                     for (size_t s = 0; s < T && i + s < n; s++)                                                        \
                         for (size_t t = 0; t < T && j + t < n; t++) total[(i + s) * n + j + t] += part[s][t];          \
                 }                                                                                                      \
@@ -200,101 +202,139 @@ static size_t fitting(size_t n, size_t most)
     return columns > most ? most : columns < 256 ? 256 : columns;
 }
 
-/* The same of the differences rows[i] - reference, which are formed chunk by chunk. False where memory is short. */
-static int products_about(products_fn products, const float *const *rows, const float *reference, size_t n,
-                          size_t columns, size_t chunk, double *total)
+/* The same of the differences rows[i] - reference, which are formed chunk by chunk in space. */
+static void products_about(products_fn products, const float *const *rows, const float *reference, size_t n,
+                           size_t columns, size_t chunk, float *space, const float **shifted, double *total)
 {
-    size_t stride = chunk + 16; /* no power of two: such rows would share few sets of the cache */
-    float *space = malloc(n * stride * sizeof(float));
-    const float **shifted = malloc(n * sizeof(float *));
-    if (space && shifted) {
-        for (size_t i = 0; i < n; i++) shifted[i] = space + i * stride;
-        for (size_t begin = 0; begin < columns; begin += chunk) {
-            size_t size = columns - begin < chunk ? columns - begin : chunk;
-            for (size_t i = 0; i < n; i++)
-                for (size_t k = 0; k < size; k++)
-                    space[i * stride + k] = rows[i][begin + k] - reference[begin + k];
-            products(shifted, n, size, chunk, total);
+    for (size_t begin = 0; begin < columns; begin += chunk) {
+        size_t size = columns - begin < chunk ? columns - begin : chunk;
+        for (size_t i = 0; i < n; i++) {
+            float *row = space + i * (chunk + 16); /* no power of two: such rows would share few sets of the cache */
+            for (size_t k = 0; k < size; k++) row[k] = rows[i][begin + k] - reference[begin + k];
+            shifted[i] = row;
+        }
+        products(shifted, n, size, chunk, total);
+    }
+}
+
+/* Stretches of vectors: count times `width` addresses, and the coordinates of each. */
+typedef struct {
+    Py_buffer addresses, lengths;
+    size_t count, width;
+} stretches;
+
+INLINE const float *const *vectors(const stretches *all, size_t which)
+{
+    return (const float *const *)all->addresses.buf + which * all->width;
+}
+
+INLINE size_t length(const stretches *all, size_t which) { return (size_t)((const int64_t *)all->lengths.buf)[which]; }
+
+INLINE void measure(stretches *all)
+{
+    all->count = (size_t)all->lengths.len / sizeof(int64_t);
+    all->width = all->count ? (size_t)all->addresses.len / sizeof(int64_t) / all->count : 0;
+}
+
+INLINE void release(stretches *all)
+{
+    PyBuffer_Release(&all->addresses);
+    PyBuffer_Release(&all->lengths);
+}
+
+static PyObject *accumulate(PyObject *module, PyObject *arguments)
+{
+    stretches all;
+    Py_ssize_t centre, longest;
+    unsigned long long total;
+    float *space = NULL;
+    const float **shifted = NULL;
+    int done;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*y*nnK", &all.addresses, &all.lengths, &centre, &longest, &total)) return NULL;
+    measure(&all);
+    {
+        size_t n = all.width, chunk = centre < 0 ? (size_t)longest : fitting(n, (size_t)longest);
+        products_fn products = best_products();
+        if (centre >= 0) {
+            space = malloc(n * (chunk + 16) * sizeof(float));
+            shifted = malloc(n * sizeof(float *));
+        }
+        done = centre < 0 || (space && shifted);
+        if (done) {
+            Py_BEGIN_ALLOW_THREADS;
+            for (size_t k = 0; k < all.count; k++) {
+                const float *const *rows = vectors(&all, k);
+                double *sums = (double *)(uintptr_t)total;
+                if (centre < 0)
+                    products(rows, n, length(&all, k), chunk, sums);
+                else
+                    products_about(products, rows, rows[centre], n, length(&all, k), chunk, space, shifted, sums);
+            }
+            Py_END_ALLOW_THREADS;
         }
     }
     free(shifted);
     free(space);
-    return space && shifted;
-}
-
-/* Addresses of n vectors from a buffer of 64-bit integers. */
-INLINE const float *const *vectors(const Py_buffer *addresses) { return (const float *const *)addresses->buf; }
-
-static PyObject *accumulate(PyObject *module, PyObject *arguments)
-{
-    Py_buffer addresses;
-    unsigned long long reference, total;
-    Py_ssize_t columns, longest;
-    int done = 1;
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*KnnK", &addresses, &reference, &columns, &longest, &total)) return NULL;
-    {
-        size_t n = (size_t)addresses.len / sizeof(uint64_t), chunk = (size_t)longest;
-        products_fn products = best_products();
-        Py_BEGIN_ALLOW_THREADS;
-        if (reference) {
-            done = products_about(products, vectors(&addresses), (const float *)(uintptr_t)reference, n,
-                                  (size_t)columns, fitting(n, chunk), (double *)(uintptr_t)total);
-        } else {
-            products(vectors(&addresses), n, (size_t)columns, chunk, (double *)(uintptr_t)total);
-        }
-        Py_END_ALLOW_THREADS;
-    }
-    PyBuffer_Release(&addresses);
+    release(&all);
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyObject *combine(PyObject *module, PyObject *arguments)
 {
-    Py_buffer addresses;
-    unsigned long long weights, out;
-    Py_ssize_t columns;
+    stretches all;
+    unsigned long long weights;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*KnK", &addresses, &weights, &columns, &out)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y*y*K", &all.addresses, &all.lengths, &weights)) return NULL;
+    measure(&all);
     Py_BEGIN_ALLOW_THREADS;
-    best_combination()(vectors(&addresses), (const float *)(uintptr_t)weights,
-                       (size_t)addresses.len / sizeof(uint64_t), (size_t)columns, (float *)(uintptr_t)out);
+    for (size_t k = 0; k < all.count; k++) {
+        const float *const *rows = vectors(&all, k);
+        best_combination()(rows, (const float *)(uintptr_t)weights, all.width - 1, length(&all, k),
+                           (float *)(uintptr_t)rows[all.width - 1]);
+    }
     Py_END_ALLOW_THREADS;
-    PyBuffer_Release(&addresses);
+    release(&all);
     Py_RETURN_NONE;
 }
 
 static PyObject *distances(PyObject *module, PyObject *arguments)
 {
-    Py_buffer addresses;
-    unsigned long long weights, out, squares;
-    Py_ssize_t columns, longest;
+    stretches all;
+    unsigned long long weights, squares;
+    Py_ssize_t longest;
     const float **moved;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*KnnKK", &addresses, &weights, &columns, &longest, &out, &squares)) return NULL;
-    moved = malloc((size_t)addresses.len + sizeof(float *));
+    if (!PyArg_ParseTuple(arguments, "y*y*KnK", &all.addresses, &all.lengths, &weights, &longest, &squares))
+        return NULL;
+    measure(&all);
+    moved = malloc((all.width + 1) * sizeof(float *));
     if (moved) {
-        size_t n = (size_t)addresses.len / sizeof(uint64_t);
         Py_BEGIN_ALLOW_THREADS;
-        best_distances()(vectors(&addresses), (const float *)(uintptr_t)weights, n, (size_t)columns,
-                         fitting(n, (size_t)longest), moved, (float *)(uintptr_t)out, (double *)(uintptr_t)squares);
+        for (size_t k = 0; k < all.count; k++) {
+            const float *const *rows = vectors(&all, k);
+            size_t n = all.width - 1;
+            best_distances()(rows, (const float *)(uintptr_t)weights, n, length(&all, k), fitting(n, (size_t)longest),
+                             moved, (float *)(uintptr_t)rows[n], (double *)(uintptr_t)squares);
+        }
         Py_END_ALLOW_THREADS;
         free(moved);
     }
-    PyBuffer_Release(&addresses);
+    release(&all);
     if (!moved) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"accumulate", accumulate, METH_VARARGS,
-     "accumulate(addresses, reference, columns, chunk, total): adds <x_i - z, x_j - z>, i <= j, to total (n, n) "
-     "float64.\n\nAddresses of contiguous float32 vectors as a buffer of uint64; reference the address of z, or 0."},
+     "accumulate(addresses, lengths, centre, chunk, total): adds <x_i - z, x_j - z>, i <= j, to total (n, n) float64."
+     "\n\nAddresses (k, n) and lengths (k,) of contiguous float32 vectors as buffers of int64; centre is the client "
+     "that is z, or -1."},
     {"combine", combine, METH_VARARGS,
-     "combine(addresses, weights, columns, out): out = sum_i weights_i x_i, all float32."},
+     "combine(addresses, lengths, weights): writes sum_i weights_i x_i, all float32, to the last of n + 1 addresses."},
     {"distances", distances, METH_VARARGS,
-     "distances(addresses, weights, columns, chunk, out, squares): as combine, and adds |x_i - out|^2 to squares (n,) "
+     "distances(addresses, lengths, weights, chunk, squares): as combine, and adds |x_i - sum|^2 to squares (n,) "
      "float64."},
     {NULL, NULL, 0, NULL},
 };

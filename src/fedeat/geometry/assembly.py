@@ -24,15 +24,15 @@ class Assembly:
             for name, spec in source.layout.items()
         }
 
-    def part(self, segment: Segment) -> Tensor:
-        """(c,) memory of these coordinates, to be written to."""
-        return self._flat[segment.name][segment.start : segment.stop]
+    def parts(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """Memory (c,) of the coordinates of each segment, to be written to."""
+        return [self._flat[segment.name][segment.start : segment.stop] for segment in segments]
 
     def write(self, segments: Sequence[Segment], coordinates: Tensor) -> None:
         """Copies the coordinates (c,) of all segments, one after the other, to where they belong."""
         sizes = [segment.stop - segment.start for segment in segments]
-        for segment, values in zip(segments, torch.split(coordinates, sizes), strict=True):
-            self.part(segment).copy_(values)
+        for part, values in zip(self.parts(segments), torch.split(coordinates, sizes), strict=True):
+            part.copy_(values)
 
     def value(self) -> Tensor | dict[str, Tensor]:
         """The whole, once every coordinate was written."""

@@ -7,9 +7,14 @@ resolve counts as zero where equality matters, and as large as it may be where a
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 RESOLUTION = 2.0**-49
 """Squared distances below this part of the squared norms they come from cannot be told from zero."""
@@ -20,18 +25,18 @@ def squared_distances(gram: Tensor) -> Tensor:
 
     What is below the rounding of the inner products counts as zero, so that equal updates are at distance zero.
     """
-    sums = _sums(gram)
-    distances = sums - 2 * gram
-    return distances.masked_fill(distances <= RESOLUTION * sums, 0.0).fill_diagonal_(0.0)
+    distances, sums = _unresolved(gram.numpy())
+    return torch.from_numpy(_resolved(distances, sums))
 
 
 def recentred(gram: Tensor, centre: int) -> Tensor:
     """Inner products of differences to one client's update, from the inner products of the updates."""
-    column = gram[:, centre]
-    moved = gram - column[:, None] - column[None, :] + gram[centre, centre]
+    products = gram.numpy()
+    column = products[:, centre]
+    moved = products - column[:, None] - column[None, :] + column[centre]
     moved[centre, :] = 0.0
     moved[:, centre] = 0.0
-    return moved
+    return torch.from_numpy(moved)
 
 
 def medoid(gram: Tensor, prior_weights: Tensor) -> int:
@@ -44,14 +49,7 @@ def medoid(gram: Tensor, prior_weights: Tensor) -> int:
         gram: (n, n) float64 inner products.
         prior_weights: (n,) float64.
     """
-    sums = _sums(gram)
-    distances = torch.maximum(sums - 2 * gram, RESOLUTION * sums).fill_diagonal_(0.0)
-    return int(torch.argmin(distances.sqrt() @ prior_weights))
-
-
-def _sums(gram: Tensor) -> Tensor:
-    norms = gram.diagonal().clamp_min(0.0)
-    return norms[:, None] + norms[None, :]
+    return _medoid(*_unresolved(gram.numpy()), prior_weights.numpy())
 
 
 def cancellation(gram: Tensor, prior_weights: Tensor) -> tuple[float, int]:
@@ -59,13 +57,40 @@ def cancellation(gram: Tensor, prior_weights: Tensor) -> tuple[float, int]:
 
     The ratio is of medians over the half of the clients nearest to the medoid, so that no minority can raise it.
     """
-    distances = squared_distances(gram)
-    centre = medoid(gram, prior_weights)
-    order = torch.argsort(distances[:, centre], stable=True)
-    mass = torch.cumsum(prior_weights[order], 0)
+    products, prior = gram.numpy(), prior_weights.numpy()
+    unresolved, sums = _unresolved(products)
+    centre = _medoid(unresolved, sums, prior)
+    distances = _resolved(unresolved, sums)[:, centre]
+    order = np.argsort(distances, kind="stable")
+    mass = np.cumsum(prior[order])
     near = order[: int((mass <= mass[-1] / 2).sum()) + 1]
-    size = float(gram.diagonal()[near].median())
-    spread = float(distances[:, centre].median())
+    size = lower_median(products.diagonal()[near])
+    spread = lower_median(distances)
     if size == 0:
         return 0.0, centre
     return (size / spread if spread > 0 else math.inf), centre
+
+
+def lower_median(values: Vector) -> float:
+    """The median; of an even number of values the lower of the two in the middle."""
+    middle = (len(values) - 1) // 2
+    return float(np.partition(values, middle)[middle])
+
+
+def _unresolved(products: Matrix) -> tuple[Matrix, Matrix]:
+    """Squared distances with whatever rounding made of them, and the sums of squared norms they were taken from."""
+    norms = np.maximum(products.diagonal(), 0.0)
+    sums = norms[:, None] + norms[None, :]
+    return sums - 2 * products, sums
+
+
+def _resolved(distances: Matrix, sums: Matrix) -> Matrix:
+    told: Matrix = np.where(distances <= RESOLUTION * sums, 0.0, distances)
+    np.fill_diagonal(told, 0.0)
+    return told
+
+
+def _medoid(distances: Matrix, sums: Matrix, prior: Vector) -> int:
+    largest = np.maximum(distances, RESOLUTION * sums)
+    np.fill_diagonal(largest, 0.0)
+    return int(np.argmin(np.sqrt(largest) @ prior))

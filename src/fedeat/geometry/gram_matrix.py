@@ -24,8 +24,8 @@ from fedeat.geometry import products
 from fedeat.geometry.assembly import Assembly
 from fedeat.geometry.distances import cancellation
 from fedeat.geometry.layout import Segment, UpdateSource, title
-from fedeat.geometry.products import PIECE
-from fedeat.geometry.sources import Updates, as_rows, blocks, open_updates, pieces
+from fedeat.geometry.products import PIECE, Stretches
+from fedeat.geometry.sources import Updates, blocks, open_updates, pieces, sample
 
 SMALL = 1 << 18
 """Up to this many coordinates in all, float64 products cost nothing worth saving."""
@@ -149,10 +149,9 @@ def combine(
     result = Assembly(source)
     read = pieces if centre is None else blocks
     for segments, piece in read(source, double=double):
-        target = result.part(segments[0])
-        if centre is None and len(segments) == 1 and target.dtype == torch.float32 and products.in_place(piece):
-            products.combine(piece, factors[torch.float32], target)
-        elif isinstance(piece, Tensor):
+        if isinstance(piece, Stretches):
+            products.combine(piece, factors[torch.float32], result.parts(segments))
+        else:
             base = 0.0 if centre is None else piece[centre]
             away = piece if centre is None else piece - base
             result.write(segments, base + torch.mv(away.T, factors[piece.dtype]))
@@ -225,13 +224,15 @@ def _sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: in
     total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
     step = coordinates // max(4, coordinates // (64 * PIECE))
     due, passed = step // 2, 0
+    segments = []
     for name, spec in source.layout.items():
         while due < passed + spec.numel:
             start = min(due - passed, max(0, spec.numel - PIECE))
-            piece = source.piece(Segment(name, start, min(start + PIECE, spec.numel)))
-            products.accumulate(total, piece if products.in_place(piece) else as_rows([piece], torch.float32))
+            segments.append(Segment(name, start, min(start + PIECE, spec.numel)))
             due += step
         passed += spec.numel
+    for rows in sample(source, segments):
+        products.accumulate(total, rows)
     total = products.mirrored(total)
     finite = torch.isfinite(total.diagonal())
     if not bool(finite.all()):

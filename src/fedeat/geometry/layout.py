@@ -74,6 +74,9 @@ class UpdateSource(Protocol):
     def piece(self, segment: Segment) -> Piece:
         """Some coordinates of one tensor of all clients."""
 
+    def addresses(self) -> Mapping[str, Sequence[int]]:
+        """Where each client's tensor lies, for those that are float32 without gaps in main memory, and stay there."""
+
     def one(self, client: int, name: str) -> Tensor:
         """One client's tensor, in its own shape and dtype; the caller must not write to it."""
 

@@ -8,10 +8,12 @@ The two differ in last bits.
 from __future__ import annotations
 
 import itertools
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,70 +34,109 @@ _CHUNK = 2048
 _SHARE = 1 << 17
 """Coordinates that are worth a thread of their own."""
 
+Integers: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
-def in_place(piece: Piece) -> bool:
-    """Whether the compiled routines can read this where it lies: float32 vectors, as long as each other, without gaps
-    and in main memory. They believe it, so nothing else may reach them."""
+
+@dataclass(frozen=True)
+class Stretches:
+    """Float32 coordinates of n clients that the compiled routines read where they lie in memory.
+
+    They believe the addresses: each must be that of as many numbers without gaps, which somebody keeps alive.
+
+    Attributes:
+        addresses: (k, n) int64, where each of k stretches begins for each client.
+        lengths: (k,) int64, coordinates of each stretch.
+        held: what the addresses point into, where nobody else keeps it.
+    """
+
+    addresses: Integers
+    lengths: Integers
+    held: object = None
+
+    def shares(self) -> list[Stretches]:
+        """The same coordinates as equal parts, one for each of torch's threads where that is worth it."""
+        ends = np.cumsum(self.lengths)
+        threads = max(1, min(torch.get_num_threads(), int(ends[-1]) // _SHARE))
+        if threads == 1:
+            return [self]
+        starts = ends - self.lengths
+        found = []
+        for begin, end in itertools.pairwise(int(ends[-1]) * thread // threads for thread in range(threads + 1)):
+            some = (starts < end) & (ends > begin)
+            skipped = np.maximum(begin - starts[some], 0)
+            lengths = np.minimum(end - starts[some], self.lengths[some]) - skipped
+            found.append(Stretches(self.addresses[some] + 4 * skipped[:, None], lengths))
+        return found
+
+
+def in_place(piece: Piece) -> Stretches | None:
+    """One stretch, of float32 vectors as long as each other, without gaps and in main memory; None for all else."""
     if not COMPILED:
-        return False
+        return None
     rows = [piece] if isinstance(piece, Tensor) else piece
     shape = rows[0].shape
-    return all(row.dtype is torch.float32 and row.is_cpu and row.shape == shape and row.stride(-1) == 1 for row in rows)
+    if not all(
+        row.dtype is torch.float32 and row.is_cpu and row.shape == shape and row.stride(-1) == 1 for row in rows
+    ):
+        return None
+    if isinstance(piece, Tensor):
+        first, step = piece.data_ptr(), 4 * piece.stride(0)
+        addresses = [first + step * row for row in range(len(piece))]
+    else:
+        addresses = [row.data_ptr() for row in piece]
+    return Stretches(np.array([addresses]), np.array([length(piece)]), piece)
 
 
-def accumulate(total: Tensor, piece: Piece, *, centre: int | None = None) -> None:
+def accumulate(total: Tensor, rows: Tensor | Stretches, *, centre: int | None = None) -> None:
     """Adds the products `<x_i - z, x_j - z>` of i <= j to a matrix, and some of the others: read its upper triangle.
 
     Args:
         total: (n, n) float64, written to.
-        piece: c coordinates of n clients: rows (n, c), float32 or float64, or vectors that can be read `in_place`.
+        rows: coordinates of n clients: (n, c) float32 or float64, or stretches.
         centre: client whose coordinates are z; None for zero.
     """
-    if isinstance(piece, Tensor) and not in_place(piece):
-        _accumulate(total, piece if centre is None else piece - piece[centre])
+    read = in_place(rows) if isinstance(rows, Tensor) else rows
+    if read is None:
+        assert isinstance(rows, Tensor)
+        _accumulate(total, rows if centre is None else rows - rows[centre])
         return
-    addresses = _addresses(piece)
+    reference = -1 if centre is None else centre
 
-    def part(start: int, stop: int, found: Tensor) -> None:
-        reference = 0 if centre is None else addresses[centre] + 4 * start
-        _products.accumulate(_moved(addresses, start), reference, stop - start, _CHUNK, found.data_ptr())
+    def add(share: Stretches, found: Tensor) -> None:
+        _products.accumulate(share.addresses, share.lengths, reference, _CHUNK, found.data_ptr())
 
-    _into(total, part, _cuts(length(piece)))
+    _into(total, add, read.shares())
 
 
-def combine(piece: Piece, weights: Tensor, out: Tensor) -> None:
-    """Writes `sum_i weights_i x_i`, of vectors that can be read `in_place`.
+def combine(rows: Stretches, weights: Tensor, out: Sequence[Tensor]) -> None:
+    """Writes `sum_i weights_i x_i`.
 
     Args:
-        piece: c coordinates of n clients.
+        rows: coordinates of n clients.
         weights: (n,) float32.
-        out: (c,) float32 without gaps, written to.
+        out: a vector for each stretch, float32 without gaps, written to.
     """
-    addresses = _addresses(piece)
 
-    def part(start: int, stop: int) -> None:
-        moved = _moved(addresses, start)
-        _products.combine(moved, weights.data_ptr(), stop - start, out.data_ptr() + 4 * start)
+    def write(share: Stretches) -> None:
+        _products.combine(share.addresses, share.lengths, weights.data_ptr())
 
-    _side_by_side(part, _cuts(length(piece)))
+    _side_by_side(write, _aimed(rows, out).shares())
 
 
-def distances(piece: Piece, weights: Tensor, out: Tensor, squares: Tensor) -> None:
-    """`combine`, and adds the squared distance of every vector from that sum.
+def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: Tensor) -> None:
+    """`combine`, and adds the squared distance of every client from that sum.
 
     Args:
-        piece: c coordinates of n clients, vectors that can be read `in_place`.
+        rows: coordinates of n clients.
         weights: (n,) float32.
-        out: (c,) float32 without gaps, written to.
+        out: a vector for each stretch, float32 without gaps, written to.
         squares: (n,) float64, added to.
     """
-    addresses = _addresses(piece)
 
-    def part(start: int, stop: int, found: Tensor) -> None:
-        moved, target = _moved(addresses, start), out.data_ptr() + 4 * start
-        _products.distances(moved, weights.data_ptr(), stop - start, _CHUNK, target, found.data_ptr())
+    def add(share: Stretches, found: Tensor) -> None:
+        _products.distances(share.addresses, share.lengths, weights.data_ptr(), _CHUNK, found.data_ptr())
 
-    _into(squares, part, _cuts(length(piece)))
+    _into(squares, add, _aimed(rows, out).shares())
 
 
 def mirrored(upper: Tensor) -> Tensor:
@@ -109,38 +150,26 @@ def length(piece: Piece) -> int:
     return piece.shape[1] if isinstance(piece, Tensor) else len(piece[0])
 
 
-def _addresses(piece: Piece) -> array[int]:
-    if isinstance(piece, Tensor):
-        first, step = piece.data_ptr(), 4 * piece.stride(0)
-        return array("Q", [first + step * row for row in range(len(piece))])
-    return array("Q", [row.data_ptr() for row in piece])
+def _aimed(rows: Stretches, out: Sequence[Tensor]) -> Stretches:
+    """With one more address for each stretch, which is written to as if it were another client's."""
+    return Stretches(np.column_stack([rows.addresses, [vector.data_ptr() for vector in out]]), rows.lengths)
 
 
-def _moved(addresses: array[int], start: int) -> array[int]:
-    return addresses if start == 0 else array("Q", [address + 4 * start for address in addresses])
-
-
-def _cuts(columns: int) -> list[int]:
-    """Ends of equal stretches of the columns, one for each of torch's threads where that is worth it."""
-    threads = max(1, min(torch.get_num_threads(), columns // _SHARE))
-    return [columns * thread // threads for thread in range(threads + 1)]
-
-
-def _into(total: Tensor, part: Callable[[int, int, Tensor], None], cuts: list[int]) -> None:
-    """Has every stretch add to a sum: threads to sums of their own, which are added in their order."""
-    others = [torch.zeros_like(total) for _ in cuts[2:]]
-    _side_by_side(part, cuts, [total, *others])
+def _into(total: Tensor, add: Callable[[Stretches, Tensor], None], shares: Sequence[Stretches]) -> None:
+    """Has every share add to a sum: threads to sums of their own, which are added in their order."""
+    others = [torch.zeros_like(total) for _ in shares[1:]]
+    _side_by_side(add, shares, [total, *others])
     for found in others:
         total += found
 
 
-def _side_by_side(part: Callable[..., None], cuts: list[int], *own: list[Tensor]) -> None:
-    """Calls `part(start, stop, ...)` for every stretch, in threads; the routines let go of the lock."""
-    if len(cuts) == 2:
-        part(*cuts, *(each[0] for each in own))
+def _side_by_side(work: Callable[..., None], shares: Sequence[Stretches], *own: Sequence[Tensor]) -> None:
+    """Calls `work(share, ...)` for every share, in threads; the routines let go of the lock."""
+    if len(shares) == 1:
+        work(shares[0], *(each[0] for each in own))
         return
-    with ThreadPoolExecutor(len(cuts) - 1) as pool:
-        list(pool.map(part, cuts, cuts[1:], *own))
+    with ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(work, shares, *own))
 
 
 def _accumulate(total: Tensor, rows: Tensor) -> None:

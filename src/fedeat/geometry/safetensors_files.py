@@ -84,6 +84,9 @@ class FileSource:
     def piece(self, segment: Segment) -> Piece:
         return [file.read(segment) for file in self.files]
 
+    def addresses(self) -> Mapping[str, Sequence[int]]:
+        return {}
+
     def one(self, client: int, name: str) -> Tensor:
         spec = self.files[client].layout[name]
         return self.files[client].read(Segment(name, 0, spec.numel)).reshape(spec.shape)
