@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -159,6 +160,36 @@ def test_few_texts_cannot_show_a_small_difference_and_say_so() -> None:
     assert found.detectable == 0.5  # six votes of twelve are the fewest with p <= .05
     short = Outcomes(texts[:4], texts[:4], (1,) * 4, (1, 0, 0, 0))
     assert compared({"a": {0: short}, "b": {0: short}})[0].detectable == 1.0
+
+
+def test_what_could_have_been_shown_is_never_less_than_what_was_not() -> None:
+    # Three seeds leave Student's t two degrees of freedom: its tail decides at the level of a table's first step.
+    draw = random.Random(1)
+    for spread in (0.0, 0.001, 0.03, 0.1):
+        worse = {s: model(0.6 + draw.gauss(0, spread), seed=s) for s in range(3)}
+        better = {s: model(0.3 + draw.gauss(0, spread), seed=s) for s in range(3)}
+        (found,) = compare_methods({"a": worse, "b": better}, task="t", measure="asr", resamples=20_000)
+        assert found.run_error > 0
+        tested = corrected([found, *[replace(found, bootstrap=1.0, value=0.0)] * 47])[0]
+        assert tested.significant == (tested.adjusted <= 0.05)
+        assert tested.significant or abs(tested.value) < tested.detectable
+
+
+@pytest.mark.parametrize(
+    ("text", "run", "comparisons", "expected"),
+    [
+        (0.02, 0.0, 1, 0.02 * (1.960 + 0.842)),  # normal quantiles
+        (0.0, 0.02, 1, 0.02 * (4.303 + 1.061)),  # Student's, two degrees of freedom
+        (0.0, 0.02, 48, 0.02 * (30.96 + 1.061)),
+        (0.02, 0.0, 48, 0.02 * (3.279 + 0.842)),
+        (0.02, 1e-17, 48, 0.02 * (3.279 + 0.842)),
+    ],
+)
+def test_what_could_have_been_shown_is_a_tail_and_a_power(
+    text: float, run: float, comparisons: int, expected: float
+) -> None:
+    one = Difference("t", "asr", "a", "b", 0.0, 0.0, 0.0, 0, 0, 1.0, 1.0, 1.0, text, run, 1.0, 3, 1000)
+    assert corrected([one] * comparisons)[0].detectable == pytest.approx(expected, rel=0.01)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

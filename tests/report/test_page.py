@@ -83,6 +83,8 @@ def test_numbers_flags_and_definitions_stand_on_the_page(page: Path) -> None:
     assert "Attack success rate (ASR)" in text
     assert "8 of 320 client updates were rejected" in text
     assert "minilm-l6" in text
+    assert "<dt>Malicious clients</dt><dd>none; sign flip 30 %</dd>" in text
+    assert '<h2 id="costs">What each condition costs</h2>' in text
     assert "/data/models" not in text
 
 

@@ -25,7 +25,7 @@ def test_curves_are_means_over_seeds_in_order_of_radius(tmp_path: Path, new_run:
         new_run(tmp_path / f"gm{seed}", "gm", "none", seed)
     runs = [read_run(tmp_path / f"gm{seed}") for seed in (0, 1)]
     found = mean_curves(runs, "sst2")["gm"]
-    assert [point["radius"] for point in found] == [0.02, 0.05, 0.1, 0.2]
+    assert [point["radius"] for point in found] == [0.0, 0.02, 0.05, 0.1, 0.2]
     one, two = (mean_curves([run], "sst2")["gm"][1] for run in runs)
     assert found[1]["accuracy"] == pytest.approx((one["accuracy"] + two["accuracy"]) / 2)
     assert mean_curves(runs, "qqp") == {}
@@ -45,6 +45,8 @@ def test_figures_have_a_line_or_a_mark_for_each(comparison: Path, new_row: NewRo
     assert axes.get_xscale() == "log"
     (panel,) = method_curves_figure(mean_curves(read_directory(comparison).runs, "sst2"), "sst2").axes
     assert len(panel.get_lines()) == 4
+    assert panel.get_xscale() == "symlog"
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "0.02", "0.05", "0.1", "0.2"]
     rows = [new_row(name, "none", "sst2", 0) for name in ("fedavg", "gm")]
     rows.append(new_row("eat", "none", "sst2", 0) | {"asr": None, "asr_low": None, "asr_high": None})
     (table,) = result_tables(read_rows(rows)[0])
@@ -77,6 +79,7 @@ def test_a_page_has_curves_scatters_the_backdoor_and_refusals(tmp_path: Path, ne
     with (tmp_path / "tables" / "robustness.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3 * 13
     assert '<h2 id="refusals">' in page
+    assert "<td>25.0<small>[11.0, 47.0]</small><small>n = 20, 1 empty</small></td>" in page
     with (tmp_path / "tables" / "refusals.csv").open() as file:
         assert [(line["method"], line["refused"], line["empty"]) for line in csv.DictReader(file)] == [
             ("base", "0.25", "1"),

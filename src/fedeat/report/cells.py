@@ -91,10 +91,8 @@ class Condition:
         """The same within a sentence: "with 30 % malicious clients (sign flip)"."""
         if self.attack == "none":
             return "without malicious clients" + (f" ({self.partition})" if self.partition else "")
-        name = attack_name(self.attack)
-        inner = name if name.isupper() else name[:1].lower() + name[1:]
         where = f"; {self.partition}" if self.partition else ""
-        return f"with {100 * self.fraction:g} % malicious clients ({inner}{where})"
+        return f"with {100 * self.fraction:g} % malicious clients ({attack_name(self.attack, inner=True)}{where})"
 
     @property
     def short(self) -> str:
@@ -103,12 +101,12 @@ class Condition:
         return f"{attack}-{self.partition}" if self.partition else attack
 
 
-def attack_name(attack: str) -> str:
-    """An attack as it is written in a table: "Sign flip", and the literature's capitals."""
+def attack_name(attack: str, *, inner: bool = False) -> str:
+    """An attack as it is written in a table, or within a sentence: "Sign flip", and the literature's capitals."""
     if attack in ("ipm", "alie"):
         return attack.upper()
     name = attack.replace("_", " ")
-    return "NaN" if attack == "nan" else f"{name[:1].upper()}{name[1:]}"
+    return "NaN" if attack == "nan" else name if inner else f"{name[:1].upper()}{name[1:]}"
 
 
 @dataclass(frozen=True)

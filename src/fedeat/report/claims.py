@@ -10,6 +10,8 @@ from fedeat.report.summary import listed
 from fedeat.report.tables import ResultTable, percent
 
 _FEW_TABLES = 3
+_FEW_CONDITIONS = 2
+_FEW_SEEDS = 5
 _MEASURES = {"accuracy": "accuracy", "asr": "attack success rate"}
 
 
@@ -81,7 +83,11 @@ def losses(costs: Sequence[tuple[Condition, str, Difference]]) -> list[str]:
             else:
                 held.append(condition.phrase)
         words = [f"loses accuracy {'; '.join(parts)}"] if parts else []
-        words += [f"is not shown to lose accuracy {listed(held)}"] if held else []
+        if len(held) > _FEW_CONDITIONS:  # named one by one they would bury those that are shown
+            other = "other " if parts else ""
+            words.append(f"is not shown to lose accuracy under any of the {other}{len(held)} conditions")
+        elif held:
+            words.append(f"is not shown to lose accuracy {listed(held)}")
         sentences.append(f"{display_name(method)} {', and '.join(words)}.")
     return sentences
 
@@ -160,7 +166,13 @@ def _flagged(tables: Sequence[ResultTable]) -> list[str]:
 def _seeds(rows: Sequence[Row]) -> list[str]:
     seeds = len({row.seed for row in rows if row.method != "base"})
     if seeds > 1:
-        return [f"{seeds} seeds were run; a difference between methods is one over these seeds and these texts."]
+        found = [f"{seeds} seeds were run; a difference between methods is one over these seeds and these texts."]
+        if seeds < _FEW_SEEDS:
+            found.append(
+                "So few say little of how far trainings scatter, and the tests allow for that: with more seeds much "
+                "smaller differences could be shown."
+            )
+        return found
     return ["One seed was run: the differences are between these trained models, and another training may turn them."]
 
 

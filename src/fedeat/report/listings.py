@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from fedeat.evaluation.differences import Difference
 from fedeat.report.canvas import Canvas
-from fedeat.report.cells import Cell, Row, display_name, estimate, method_order
+from fedeat.report.cells import Cell, Condition, Row, display_name, estimate, method_order
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
 from fedeat.report.tables import ResultTable, interval, percent, spread, table_csv, write_csv
@@ -68,7 +69,7 @@ def _verdict(result: ResultTable, task: str) -> list[tuple[str, str]]:
 def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[str, Any]:
     """Every comparison of two methods with its tests; those shown first."""
     columns = (
-        "attack", "byzantine_fraction", "task", "measure", "first", "second", "difference", "low", "high",
+        "attack", "byzantine_fraction", "partition", "task", "measure", "first", "second", "difference", "low", "high",
         "first_votes", "second_votes", "mcnemar_p", "bootstrap_p", "holm_p", "shown", "detectable", "seeds",
         "originals",
     )  # fmt: skip
@@ -78,9 +79,10 @@ def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[st
     )
     lines = [
         (
-            table.condition.attack, table.condition.fraction, item.task, item.measure, item.first, item.second,
-            item.value, item.low, item.high, item.first_votes, item.second_votes, item.mcnemar, item.bootstrap,
-            item.adjusted, "yes" if item.significant else "no", item.detectable, item.seeds, item.originals,
+            table.condition.attack, table.condition.fraction, table.condition.partition, item.task, item.measure,
+            item.first, item.second, item.value, item.low, item.high, item.first_votes, item.second_votes,
+            item.mcnemar, item.bootstrap, item.adjusted, "yes" if item.significant else "no", item.detectable,
+            item.seeds, item.originals,
         )
         for table, item in items
     ]  # fmt: skip
@@ -101,6 +103,41 @@ def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[st
         "lines": shown,
         "hidden": max(len(lines) - _SHOWN_LINES, 0),
         "several": len(tables) > 1,
+    }
+
+
+def cost_listing(costs: Sequence[tuple[Condition, str, Difference]], canvas: Canvas) -> dict[str, Any]:
+    """What each condition costs each method in accuracy, a column a task."""
+    columns = (
+        "attack", "byzantine_fraction", "partition", "method", "task", "points", "low", "high", "mcnemar_p",
+        "bootstrap_p", "holm_p", "shown", "detectable", "seeds", "originals",
+    )  # fmt: skip
+    lines = [
+        (
+            condition.attack, condition.fraction, condition.partition, method, item.task, 100 * item.value,
+            100 * item.low, 100 * item.high, item.mcnemar, item.bootstrap, item.adjusted,
+            "yes" if item.significant else "no", 100 * item.detectable, item.seeds, item.originals,
+        )
+        for condition, method, item in costs
+    ]  # fmt: skip
+    tasks = list(dict.fromkeys(item.task for _, _, item in costs))
+    found = {(condition, method, item.task): item for condition, method, item in costs}
+    shown = []
+    for condition in dict.fromkeys(condition for condition, _, _ in costs):
+        for method in method_order(method for known, method, _ in costs if known == condition):
+            items = [found.get((condition, method, task)) for task in tasks]
+            cells = [
+                None
+                if item is None
+                else (f"{100 * item.value:+.1f}", f"[{100 * item.low:+.1f}, {100 * item.high:+.1f}]", item.significant)
+                for item in items
+            ]
+            shown.append((condition.title, display_name(method), cells))
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "costs") if lines else "",
+        "tasks": tasks,
+        "lines": shown[:_SHOWN_LINES],
+        "count": len(lines),
     }
 
 
@@ -141,7 +178,7 @@ def backdoor_listing(rows: Sequence[Row], canvas: Canvas) -> dict[str, Any]:
 
 
 def refusal_listing(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
-    """How many harmful requests each method refuses: as they are, misspelt, and attacked at each radius."""
+    """How many harmful requests each method refuses, as they are, misspelt and attacked at each radius: columns."""
     found: dict[tuple[str, str, str, float], list[Record]] = {}
     for run in runs:
         where = "" if run.method == "base" else run.condition.title
@@ -151,19 +188,28 @@ def refusal_listing(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
             ).append(item)
     columns = ("condition", "method", "attack", "radius", "seeds", "requests", "refused", "low", "high", "empty")
     lines: list[tuple[object, ...]] = []
-    shown = []
+    kinds: dict[str, None] = {}
+    table: dict[tuple[str, str], dict[str, tuple[str, str, str]]] = {}
     for (condition, method, attack, radius), members in found.items():
         rate = estimate([(share(m.get("rate")), share(m.get("low")), share(m.get("high"))) for m in members])
         requests, empty = (sum(count(m.get(name)) for m in members) for name in ("requests", "empty"))
         lines.append((condition, method, attack, radius, len(members), requests, rate.mean, rate.low, rate.high, empty))
-        words = {"none": "as they are", "typos": "misspelt", "embedding": f"embeddings, radius {radius:g}"}
-        shown.append(
-            (
-                condition, display_name(method), words.get(attack, attack), percent(rate.mean), interval(rate),
-                requests, empty,
-            )
-        )  # fmt: skip
-    return {"csv": canvas.csv(write_csv(columns, lines), "refusals") if lines else "", "lines": shown[:_SHOWN_LINES]}
+        words = {"none": "As they are", "typos": "Misspelt", "embedding": f"Radius {radius:g}"}
+        kind = words.get(attack, attack)
+        kinds.setdefault(kind)
+        silent = f", {empty} empty" if empty else ""
+        cell = percent(rate.mean), interval(rate), f"n = {requests}{silent}"
+        table.setdefault((condition, display_name(method)), {})[kind] = cell
+    order = {condition: place for place, condition in enumerate(dict.fromkeys(condition for condition, _ in table))}
+    shown = [
+        (condition, method, [cells.get(kind) for kind in kinds])
+        for (condition, method), cells in sorted(table.items(), key=lambda entry: order[entry[0][0]])
+    ]
+    return {
+        "csv": canvas.csv(write_csv(columns, lines), "refusals") if lines else "",
+        "kinds": list(kinds),
+        "lines": shown[:_SHOWN_LINES],
+    }
 
 
 def curve_csv(runs: Sequence[Run], canvas: Canvas) -> str:
@@ -256,7 +302,7 @@ def result_listing(rows: Sequence[Row], canvas: Canvas) -> dict[str, Any]:
         rows, key=lambda row: (row.condition.attack != "none", row.condition.short, order[row.method], row.seed)
     )
     columns = (
-        "method", "attack", "byzantine_fraction", "task", "seed", "accuracy", "asr", "accuracy_original",
+        "method", "attack", "byzantine_fraction", "partition", "task", "seed", "accuracy", "asr", "accuracy_original",
         "accuracy_modified", "pairs", "originals", "benign_correct", "broken", "unparsable", "histogram", "flags",
         "run",
     )  # fmt: skip

@@ -10,12 +10,13 @@ from typing import Any
 import jinja2
 
 from fedeat.report.canvas import Canvas, write_file
-from fedeat.report.cells import METHOD_NAMES, Condition, conditions, display_name, method_order
+from fedeat.report.cells import METHOD_NAMES, Condition, attack_name, conditions, display_name, method_order
 from fedeat.report.claims import losses, method_note, shows, shows_not
 from fedeat.report.differences import Comparisons, compare_runs, condition_costs
 from fedeat.report.listings import (
     backdoor_listing,
     clip,
+    cost_listing,
     curve_csv,
     difference_listing,
     plain,
@@ -120,6 +121,7 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "differences": difference_listing(tables, canvas),
         "tables": [table_view(result, canvas) for result in tables],
         "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
+        "costs": cost_listing(costs, canvas),
         "backdoors": backdoor_listing(records.rows, canvas),
         "refusals": refusal_listing([*records.base, *runs], canvas),
         "curves": curve_csv([*records.base, *runs], canvas),
@@ -173,7 +175,6 @@ def _facts(records: Records) -> list[tuple[str, str]]:
     seeds = sorted({run.seed for run in records.runs if run.seed is not None} | {row.seed for row in records.rows})
     under = [run.condition for run in records.runs]
     found = [*conditions(records.rows), *sorted(under, key=lambda item: item.attack != "none")]
-    attacks = list(dict.fromkeys(Condition.of(item.attack, item.fraction) for item in found))
     facts = [
         ("Model", _model(records)),
         ("Task kind", settings(lambda config: config.get("task"))),
@@ -181,7 +182,7 @@ def _facts(records: Records) -> list[tuple[str, str]]:
         ("Clients", f"{clients} ({cohort} a round)" if cohort and cohort != clients else clients),
         ("Partition", settings(_partition)),
         ("Rounds", rounds),
-        ("Attack in training", "; ".join(_lower(item.title) for item in attacks)),
+        ("Malicious clients", _attacks(found)),
         ("Seeds", ", ".join(map(str, seeds))),
         ("Runs", str(len(records.runs))),
     ]
@@ -209,5 +210,14 @@ def _run_order(run: Run) -> tuple[object, ...]:
     return (condition.attack != "none", condition.attack, condition.fraction, run.seed or 0, position, run.name)
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _attacks(found: Sequence[Condition]) -> str:
+    """Such as "none; sign flip 10, 30 %; ALIE 30 %"."""
+    shares: dict[str, list[str]] = {}
+    for item in found:
+        known = shares.setdefault(item.attack, [])
+        if (share := f"{100 * item.fraction:g}") not in known:
+            known.append(share)
+    return "; ".join(
+        "none" if attack == "none" else f"{attack_name(attack, inner=True)} {', '.join(known)} %"
+        for attack, known in shares.items()
+    )

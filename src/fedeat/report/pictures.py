@@ -43,7 +43,9 @@ def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[s
         if panels:
             hatched = any(result.footnotes for result in tables)
             extra = f" Hatched bars with {FLAG} are flagged and show no robustness." if hatched else ""
-            figures.append(_figure(f"{words} by task and method, with 95 % intervals.{extra}", panels))
+            where = "table of the same title" if len(tables) > 1 else "table"
+            text = f"{words} by task and method, with 95 % intervals; the counts stand in the {where}.{extra}"
+            figures.append(_figure(text, panels))
     return figures
 
 
@@ -64,8 +66,8 @@ def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[
     if not panels:
         return []
     text = (
-        "Accuracy against attack success rate, with both 95 % intervals; further up and left is better. Whether two "
-        f"methods differ is tested on the same texts and stands in the tables. Hollow marks with {FLAG} are flagged."
+        "Accuracy against attack success rate, with both 95 % intervals; further up and left is better. Counts, and "
+        f"whether two methods differ on the same texts, stand in the tables. Hollow marks with {FLAG} are flagged."
     )
     more = len(drawn) - len(panels)
     return [_figure(text + (f" {more} more panels are in the figures folder." if more else ""), panels)]
@@ -92,7 +94,9 @@ def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, An
     settings = dict.fromkeys((run.curve.get("steps"), run.curve.get("restarts")) for run in drawn)
     how = " or ".join(f"{steps} steps, starts: {restarts}" for steps, restarts in settings)
     suspect = sum(bool(run.curve.get("suspicions")) for run in drawn)
-    text = f"Robust accuracy under PGD on the embeddings ({how}) along the relative radius, with 95 % bands."
+    counts = sorted({int(n) for run in drawn for point in curve_points(run) if (n := point["texts"]) is not None})
+    n = f" of {'-'.join(dict.fromkeys(map(str, (counts[0], counts[-1]))))} texts a task" if counts else ""
+    text = f"Robust accuracy{n} under PGD on the embeddings ({how}) along the relative radius, with 95 % bands."
     if suspect:
         text += (
             f" In {suspect} of {len(drawn)} runs the curve hints at a hidden gradient: a weaker attack breaks clearly "

@@ -54,7 +54,7 @@ def robustness_figure(points: Sequence[Mapping[str, Any]], title: str = "") -> F
                 if point["kind"] == "none":
                     axes.axhline(100 * point["accuracy"], color=INK, linewidth=0.9, linestyle="-.", label="no attack")
             axes.set_title(task)
-        _radius_axes(list(grid[:, 0]), [float(point["radius"]) for point in points])
+        _radius_axes(list(grid[:, 0]), [float(point["radius"]) for point in points if point["kind"] != "none"])
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=4, handlelength=1.8, columnspacing=1.0)
         if title:
@@ -70,16 +70,20 @@ def curve_points(run: Run) -> list[dict[str, Any]]:
         known = point if isinstance(point, Mapping) else {}
         values = {key: number(known.get(key)) for key in ("radius", "accuracy", "accuracy_low", "accuracy_high")}
         if None not in values.values():
-            found.append({**values, "task": str(known.get("task")), "kind": str(known.get("kind"))})
+            words = {"task": str(known.get("task")), "kind": str(known.get("kind"))}
+            found.append({**values, **words, "texts": number(known.get("texts"))})
     return found
 
 
 def mean_curves(runs: Sequence[Run], task: str, kind: str = "pgd") -> dict[str, list[dict[str, Any]]]:
-    """Method -> its points on a task under one kind of attack, each a mean over the runs that have that radius."""
+    """Method -> its points on a task under one kind of attack, each a mean over the runs that have that radius.
+
+    The accuracy without an attack is the point at radius 0.
+    """
     gathered: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for run in runs:
         for point in curve_points(run):
-            if (point["task"], point["kind"]) == (task, kind):
+            if point["task"] == task and point["kind"] in (kind, "none"):
                 gathered.setdefault(run.method, {}).setdefault(point["radius"], []).append(point)
     keys = ("accuracy", "accuracy_low", "accuracy_high")
     return {
@@ -167,7 +171,11 @@ def _radius_axes(grid: Sequence[Any], radii: Sequence[float]) -> None:
         axes.set_ylim(0, 102)
         axes.set_ylabel("Robust accuracy (%)")
         axes.grid(visible=True)
-        axes.set_xscale("log")
-        axes.set_xticks(shown, [f"{radius:g}" for radius in shown])
+        if 0.0 in radii and shown:  # no logarithm reaches zero: from there to the smallest radius the axis is even
+            axes.set_xscale("symlog", linthresh=shown[0], linscale=0.5)
+        else:
+            axes.set_xscale("log")
+        ticks = [*([0.0] if 0.0 in radii else []), *shown]
+        axes.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
         axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     grid[-1].set_xlabel("Radius (relative to the mean embedding norm)")
