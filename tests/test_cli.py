@@ -136,7 +136,19 @@ def test_what_is_wrong_with_a_configuration_is_one_message(fedeat: Fedeat, make_
     refused(fedeat("run", "absent.toml"), "absent.toml", "the file does not exist")
     refused(fedeat("run"), "give either CONFIG.toml or --resume DIR")
     refused(fedeat("run", "--resume", "x", "--out", "y"), "--set and --out do not apply")
-    refused(fedeat("run", "--resume", "nothing"), "nothing holds no run")
+    refused(fedeat("run", "--resume", "nothing"), "nothing holds no run: there is no such directory")
+
+
+def test_what_is_wrong_with_an_output_is_said_before_the_work(fedeat: Fedeat, sentiment_files: dict[str, Path]) -> None:
+    Path("place").mkdir()
+    attack = ("attack", "--data", sentiment_files["pairs"], "--model", "absent", "--out")
+    refused(fedeat(*attack, "place", "--kind", "typos"), "--out place: it is a directory. Expected a file, such as")
+    refused(fedeat(*attack, "a.png", "--kind", "embedding"), "--out a.png: expected the curve's file")
+    refused(fedeat("evaluate", "--model", "absent", "--data", "absent.json", "-o", "place"), "it is a directory")
+    refused(fedeat("refusal", "--model", "absent", "--data", "absent.csv", "-o", "place"), "it is a directory")
+    refused(fedeat("evaluate", "--model", "absent", "--data", "place"), "place is a directory. Expected one of .json")
+    Path("file").touch()
+    refused(fedeat("report", "file"), "file is a file; expected a run or comparison directory")
 
 
 def test_a_model_that_is_none_is_told(

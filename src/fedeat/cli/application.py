@@ -98,6 +98,19 @@ def parse_radii(text: str) -> tuple[float, ...]:
     return values
 
 
+def prepare_output(file: Path) -> None:
+    """Makes the directory of a file that a command writes at its end; what is wrong with it is said before the work.
+
+    Raises:
+        FedeatError: it is a directory, or its own cannot be made.
+    """
+    from fedeat import records
+
+    if file.is_dir():
+        raise FedeatError(f"--out {file}: it is a directory. Expected a file, such as {file / 'out.json'}.")
+    records.make_directory(file.resolve().parent)
+
+
 def choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises an error that lists what is allowed, unless the value is."""
     if value not in allowed:

@@ -18,6 +18,7 @@ from fedeat.cli.application import (
     choice,
     load,
     parse_radii,
+    prepare_output,
     show_rows,
 )
 from fedeat.errors import FedeatError
@@ -55,6 +56,8 @@ def evaluate(
     from fedeat.config import Source
 
     choice("--scorer", scorer, ("likelihood", "generation"))
+    if output is not None:
+        prepare_output(output)
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
     sets = experiment.evaluation_sets(sources)
     network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
@@ -76,7 +79,6 @@ def evaluate(
     rows = [{**named, **row} for row in rows]
     show_rows(rows)
     if output is not None:
-        records.make_directory(output.resolve().parent)
         records.write_json(output, {"rows": rows, "predictions": predictions})
         terminal.show_places({"rows and predictions": output})
 
@@ -126,13 +128,15 @@ def attack(
     choice("--kind", kind, attacking.KINDS)
     if model is None and kind not in attacking.WITHOUT_MODEL:
         raise FedeatError(f"--kind {kind} needs --model: it looks into the model or asks it.")
+    if kind == "embedding" and output.suffix == ".png":
+        raise FedeatError(f"--out {output}: expected the curve's file, such as curve.json; its plot is put beside it.")
+    prepare_output(output)
     sets = experiment.evaluation_sets([Source(path=str(path), task=task) for path in data])
     network = None
     if model is not None and kind not in attacking.WITHOUT_MODEL:
         network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
         sets = experiment.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
     items = attacking.texts_of(sets, limit=limit)
-    records.make_directory(output.resolve().parent)
     with terminal.stage_bars() as tell:
         if kind == "embedding":
             assert network is not None
@@ -190,6 +194,8 @@ def refusal(
     from fedeat.attacks.refusal import refusal_rates
     from fedeat.evaluation.refusal import read_behaviours
 
+    if output is not None:
+        prepare_output(output)
     behaviours = [item for path in data for item in read_behaviours(path)[:limit]]
     network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
     with terminal.stage_bars() as tell:
@@ -205,7 +211,6 @@ def refusal(
     found = [rate.record() for rate in rates]
     terminal.show_refusals(found)
     if output is not None:
-        records.make_directory(output.resolve().parent)
         records.write_json(output, found)
         terminal.show_places({"rates": output})
 

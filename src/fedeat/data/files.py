@@ -67,9 +67,8 @@ def _kind(path: Path) -> str:
     for suffix in SUFFIXES:
         if name.endswith(suffix) or (name.endswith(f"{suffix}.gz") and suffix != ".parquet"):
             return suffix
-    raise DataError(
-        f"{path} is of a kind that is not read. Expected one of {', '.join(SUFFIXES)}, or the first three with .gz."
-    )
+    what = "is a directory" if path.is_dir() else "is of a kind that is not read"
+    raise DataError(f"{path} {what}. Expected one of {', '.join(SUFFIXES)}, or the first three with .gz.")
 
 
 def _require_file(path: Path) -> None:

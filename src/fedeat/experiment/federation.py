@@ -158,7 +158,8 @@ def resume(directory: Path, *, progress: Progress = silent) -> list[evaluation.R
     """
     file = directory / "config.toml"
     if not file.is_file():
-        raise RecordError(f"{directory} holds no run: it has no config.toml. Expected the directory of an earlier run.")
+        why = "it has no config.toml" if directory.is_dir() else "there is no such directory"
+        raise RecordError(f"{directory} holds no run: {why}. Expected the directory of an earlier run.")
     if (directory / "results.json").exists():
         raise RecordError(f"{directory} holds a comparison. It goes on with the command that began it: fedeat compare.")
     finished = records.read_evaluation(directory)

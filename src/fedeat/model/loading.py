@@ -234,7 +234,7 @@ def _check_directory(name: str) -> None:
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise ModelError(
-            f"model directory {name} does not exist. Check model.name; a relative path starts at {Path.cwd()}."
+            f"model directory {name} does not exist. Check the path; a relative one starts at {Path.cwd()}."
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"{name} is not a model directory: it holds no config.json. Expected a Hugging Face model.")

@@ -139,8 +139,9 @@ def read_records(directory: Path) -> Records:
         RecordError: the directory does not exist, or is neither a comparison nor a run.
     """
     if not directory.is_dir():
+        got = f"{directory} is a file" if directory.exists() else f"no directory at {directory}"
         raise RecordError(
-            f"no directory at {directory}; expected a run or comparison directory. "
+            f"{got}; expected a run or comparison directory. "
             "Give the directory that `fedeat run` or `fedeat compare` wrote."
         )
     if (directory / "results.json").is_file() or (directory / "runs").is_dir():
