@@ -142,9 +142,10 @@ def write(records: Mapping[str, Records], target: Path) -> Path:
     """Writes TARGET/settings.md and .json from the finished runs of each task; what stands under "Reading" stays."""
     target.mkdir(parents=True, exist_ok=True)
     rows = {task: measured(list(found.runs)) for task, found in records.items()}
-    (target / "settings.json").write_text(
-        json.dumps({"environment": dict(next(iter(records.values())).environment), "rows": rows}, indent=1) + "\n"
-    )
+    # The command of the process that trained is a detail of the machine; the page has the one to type.
+    environment = {k: v for k, v in next(iter(records.values())).environment.items() if k != "command"}
+    content = {"environment": environment, "rows": rows}
+    (target / "settings.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     page = target / "settings.md"
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
     tables = "\n\n".join(f"## {task}\n\n{_table(found)}" for task, found in rows.items())
