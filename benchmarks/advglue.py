@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ import public_base
 from fedeat import config
 from fedeat.errors import FedeatError
 from fedeat.experiment import comparison
+from fedeat.report.reading import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("sst2", "qqp", "qnli", "mnli")
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every configuration")
     parser.add_argument("--results", type=Path, help="where STUDY.md, .csv and .json go; OUT where not given")
     parser.add_argument("--tables-only", action="store_true", help="run nothing; the page from the finished runs")
+    parser.add_argument("--adapters", type=Path, help="copy the attack-free adapters of the first seed there")
     given = parser.parse_args(arguments)
     study = STUDIES[given.study]
     files = [name for name in study.files if not given.tasks or name.removeprefix("lm-") in (*given.tasks, given.study)]
@@ -83,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _compare(name, load(name, given, study), given.out / name)
     finished = [given.out / name for name in files if (given.out / name / "runs").is_dir()]
     page = advglue_page.write(given.study, finished, given.out, given.results or given.out, given.attacks)
+    if given.adapters is not None:
+        for directory in finished:
+            release(directory, study.root + "base", given.adapters / directory.name)
     print(page.read_text(encoding="utf-8").partition(advglue_page.READING)[0])
     print(f"Written: {page}, .csv, .json")
 
@@ -123,6 +129,21 @@ def load(name: str, given: argparse.Namespace, study: Study) -> config.Config:
         asked["attacks"] = given.attacks
     raw["compare"] |= study.changes | {key: value for key, value in asked.items() if value is not None}
     return config.parse(config.override(raw, given.set), source=f"{name}.toml")
+
+
+def release(directory: Path, base: str, target: Path) -> None:
+    """Copies the attack-free adapters of a comparison's first seed to TARGET/METHOD, with `base` as their model."""
+    runs = [run for run in read_records(directory).runs if run.rows and run.attack == "none"]
+    first = min(run.seed or 0 for run in runs)
+    for run in runs:
+        if run.seed != first:
+            continue
+        folder = target / run.rows[0].method
+        shutil.copytree(directory / "runs" / run.name / "adapter", folder, dirs_exist_ok=True)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        # Where it lay on the machine that trained says nothing to another.
+        settings["base_model_name_or_path"] = base
+        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _compare(name: str, settings: config.Config, out: Path) -> None:
