@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -227,15 +228,15 @@ def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> 
     An error e_i of client i's distance moves the minimiser by as much as its share of the pulls, which costs the
     objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
     """
-    weights = decided.weights
-    if int((weights != 0).sum()) == 1:
+    gram, weights, share = found.gram.numpy(), decided.weights.numpy(), prior.numpy()
+    if np.count_nonzero(weights) == 1:
         return 0.0
-    products = found.gram @ weights
+    products = gram @ weights
     square = float(weights @ products)
-    squares = found.gram.diagonal() - 2 * products + square
-    error = found.rounding * (found.gram.diagonal() + square) / squares.clamp_min(1e-300)
-    radii = squares.clamp_min(0).sqrt()
-    return float((prior * radii * error.clamp(max=1.0) ** 2).sum()) / float(prior @ radii)
+    squares = gram.diagonal() - 2 * products + square
+    error = found.rounding * (gram.diagonal() + square) / np.maximum(squares, 1e-300)
+    radii = np.sqrt(np.maximum(squares, 0.0))
+    return float(share @ (radii * np.minimum(error, 1.0) ** 2)) / float(share @ radii)
 
 
 def _by_coordinate(

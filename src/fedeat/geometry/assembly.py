@@ -18,10 +18,9 @@ class Assembly:
     """
 
     def __init__(self, source: UpdateSource) -> None:
-        self._source = source
+        self._source, device = source, source.device
         self._flat = {
-            name: torch.empty(spec.numel, dtype=spec.dtype, device=source.device)
-            for name, spec in source.layout.items()
+            name: torch.empty(spec.numel, dtype=spec.dtype, device=device) for name, spec in source.layout.items()
         }
 
     def parts(self, segments: Sequence[Segment]) -> list[Tensor]:

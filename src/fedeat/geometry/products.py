@@ -141,8 +141,8 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
 
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle, in main memory."""
-    triangle = upper.triu().cpu()
-    return triangle + triangle.triu(1).T
+    triangle = np.triu(upper.cpu().numpy())
+    return torch.from_numpy(triangle + np.triu(triangle, 1).T)
 
 
 def length(piece: Piece) -> int:
