@@ -77,7 +77,8 @@ def test_other_records_are_refused() -> None:
 def test_a_scale_that_is_not_finite_is_refused() -> None:
     content = answer("int8")
     record = dict(content["update"])
-    record["head/scale"] = Array(torch.tensor([torch.inf]).numpy())
+    # Of float32 there are the two scales alone, and that of the head is the first by name.
+    record["float32"] = Array(torch.tensor([torch.inf, 1.0]).numpy())
     content["update"] = ArrayRecord(record)
     with pytest.raises(UpdateError, match="'head/scale' holds a NaN or an infinity"):
         messages.read_update(content, 0, ADAPTER, "int8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,25 +120,53 @@ def read_arrays(record: Mapping[str, Array], expected: Mapping[str, ArraySpec]) 
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors as a record, in their order; of any dtype that NumPy has, which bfloat16 is not."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in tensors.items()})
+    """Tensors as a record of one array a dtype: all their values, in the order of the tensors' names.
+
+    Flower sends each array by requests of its own, however small it is; an adapter has hundreds of tensors. Any dtype
+    will do that NumPy has, which bfloat16 is not.
+    """
+    together = {
+        dtype: torch.cat([tensors[name].detach().cpu().flatten() for name in names])
+        for dtype, names in _by_dtype(tensors).items()
+    }
+    return ArrayRecord({dtype: Array(values.numpy()) for dtype, values in together.items()})
 
 
 def from_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A record from elsewhere as tensors of the expected names, shapes and dtypes.
+    """A record from elsewhere, as `to_record` makes it, as tensors of the expected names, shapes and dtypes.
 
     Args:
         record: what arrived.
         expected: tensors that it must resemble; their values do not matter.
 
     Raises:
-        UpdateError: as `read_arrays`.
+        UpdateError: it has not an array of the right length of each dtype and no other, or a float is not finite; the
+            message names what is at fault.
     """
-    specs = {
-        name: ArraySpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor in expected.items()
-    }
-    return {name: torch.from_numpy(value.copy()) for name, value in read_arrays(record, specs).items()}
+    groups = _by_dtype(expected)
+    if set(record) != set(groups):
+        raise UpdateError(f"holds arrays called {_shown(sorted(record))}, expected {sorted(groups)}")
+    found: dict[str, Tensor] = {}
+    for dtype, names in groups.items():
+        sizes = [expected[name].numel() for name in names]
+        try:
+            values = read_array(record[dtype], ArraySpec((sum(sizes),), dtype))
+        except UpdateError as error:
+            raise UpdateError(f"array {dtype!r} {error}") from None
+        for name, end, size in zip(names, itertools.accumulate(sizes), sizes, strict=True):
+            part = values[end - size : end].reshape(tuple(expected[name].shape))
+            if part.dtype.kind == "f" and not bool(np.isfinite(part).all()):
+                raise UpdateError(f"tensor {name!r} holds a NaN or an infinity")
+            found[name] = torch.from_numpy(part.copy())
+    return {name: found[name] for name in expected}
+
+
+def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """NumPy's name of a dtype -> the names of its tensors, sorted, so that all machines agree on their order."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(tensors):
+        found.setdefault(str(tensors[name].dtype).removeprefix("torch."), []).append(name)
+    return found
 
 
 def _shown(value: object) -> str:
