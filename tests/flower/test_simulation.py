@@ -15,7 +15,13 @@ MakeConfig = Callable[..., Path]
 
 @pytest.mark.slow
 def test_a_simulation_leaves_the_bytes_of_a_run_in_one_process(make_config: MakeConfig, tmp_path: Path) -> None:
-    file = make_config(partition={"clients": 2}, federation={"rounds": 1}, client={"clients_per_batch": 1})
+    """With secure sums, whose messages are all that others have and more."""
+    file = make_config(
+        partition={"clients": 3},
+        federation={"rounds": 1},
+        client={"clients_per_batch": 1},
+        secure_aggregation={"enabled": True, "max_sums": 4},
+    )
     for engine in ("in-process", "flower-simulation"):
         command = [sys.executable, "-m", "fedeat.cli", "run", str(file), "--out", str(tmp_path / engine)]
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Flower and Ray told to call nobody, install nothing and listen on this machine alone.
+"""Flower and Ray told to call nobody, install nothing, listen on this machine alone and run like any other process.
 
 They read these from the environment when they are imported, so this module imports neither.
 """
@@ -18,6 +18,8 @@ SETTINGS: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray listens on all interfaces unless it takes this machine for one of these.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray runs clients at niceness 15, where a busy machine hardly runs them at all, and rounds miss their deadline.
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
