@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from fedeat.flower import supervisor as tested
 from fedeat.flower.supervisor import Program, Supervisor
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(1000)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEPER!r})"]
+
+# The module as a file, whose import alone is quick.
+SUPERVISING = f"""
+import pathlib, runpy, time
+found = runpy.run_path({tested.__file__!r})
+supervisor = found["Supervisor"](pathlib.Path("."), print)
+supervisor.start(found["Program"]("sleeper", {SLEEPER!r}))
+print(supervisor.pid("sleeper"), flush=True)
+time.sleep(1000)
+"""
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -59,4 +71,15 @@ def test_what_a_program_has_started_ends_with_it(tmp_path: Path) -> None:
         children = Path(f"/proc/{supervisor.pid('parent')}/task/{supervisor.pid('parent')}/children")
         until(lambda: bool(children.read_text().split()))
         child = int(children.read_text().split()[0])
+    until(lambda: not alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends the children of what was killed")
+def test_a_supervisor_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SUPERVISING]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        until(lambda: (tmp_path / "sleeper.log").read_text() == "up\n")
+        process.kill()
     until(lambda: not alive(child))
