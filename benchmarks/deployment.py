@@ -39,10 +39,9 @@ CLIENTS, ROUNDS = 3, 3
 ENGINES = ("in process", "simulation", "deployment")
 ROLES = {
     "fedeat.flower.worker": "worker",
-    "client_process": "message carrier",
     "flwr-serverapp": "ServerApp",
     "fedeat.flower.superlink": "SuperLink",
-    "flower-supernode": "SuperNode",
+    "supernode.py": "SuperNode",
     "flower-superexec": "SuperExec",
     "ray::": "simulated client",
     "raylet": "Ray",

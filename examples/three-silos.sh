@@ -55,6 +55,7 @@ trap finish EXIT
 
 "$fedeat" serve --keys keys --port "$port" --state server &
 started+=($!)
+until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do kill -0 "${started[0]}"; sleep 0.2; done
 
 join() { # NAME FILE
     "$fedeat" join --superlink "127.0.0.1:$port" --key "keys/$1.key" --ca keys/ca.pem --data "data/$2" --state "silos/$1" &
@@ -67,7 +68,7 @@ join school train-qnli.jsonl
 # Half way through, kill -9 the bank's SuperNode: its supervisor starts it again, and the rounds go on meanwhile.
 (
     until [ -f run/timings.jsonl ] && [ "$(wc -l < run/timings.jsonl)" -ge $((rounds / 2)) ]; do sleep 0.5; done
-    victim=$(pgrep -f "flower-supernode .*silos/bank/" | head -n 1)
+    victim=$(pgrep -f "supernode.py .*keys/bank.key" | head -n 1)
     echo "three-silos: killing the bank's SuperNode, process $victim"
     kill -9 "$victim"
 ) &

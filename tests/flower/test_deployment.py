@@ -185,8 +185,9 @@ def test_a_deployment_lets_in_whom_it_knows_and_survives_kills_to_the_same_bits(
     intruder.send_signal(signal.SIGTERM)
     assert intruder.wait(60) == 0
 
-    # All listen on this machine alone, and a worker's socket is its owner's.
+    # The server listens on this machine alone, a node on no network; and a worker's socket is its owner's.
     assert listeners(list(family(str(place.path)))) <= set(LOOPBACK)
+    assert not listeners([*family(str(keys / "a.key")), *family(str(place.path / "node-a"))])
     assert stat.S_IMODE((place.path / "node-a").stat().st_mode) == 0o700
     for entry in (place.path / "node-a").glob("worker.sock"):
         assert stat.S_IMODE(entry.stat().st_mode) == 0o600
@@ -218,7 +219,7 @@ def test_a_deployment_lets_in_whom_it_knows_and_survives_kills_to_the_same_bits(
     run = place.start("third", fedeat("run", config, *sets, *on_nodes, "--out", place.path / "without"))
     until(lambda: place.rounds("without") >= 1, "the first round", run)
     until(lambda: busy(place, "b"), "an order to train", run)
-    kill(str(place.path / "node-b"), "flower-supernode")
+    kill(str(keys / "b.key"), "supernode.py")
     assert run.wait(SECONDS) == 0, place.said("third")
     rounds = rounds_of(place.path / "without")
     assert [line["cohort"] for line in rounds] == [[0, 1, 2]] * 3

@@ -1,6 +1,6 @@
 """The ClientApp of simulations, and of nodes that Flower itself runs: answers each message in this process.
 
-`fedeat join` runs nodes with a worker that keeps the base model loaded; there `client_process` is in this one's place.
+`fedeat join` runs nodes with a worker that keeps the base model loaded; there `supernode` asks it, in this one's place.
 """
 
 from __future__ import annotations

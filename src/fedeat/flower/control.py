@@ -126,7 +126,7 @@ def follow(client: ControlHttpClient, run: int, directory: Path, tell: Callable[
             continue
         if status.status == _FINISHED:
             break
-        time.sleep(0.5)
+        time.sleep(1.0)
     failure = directory / server_app.FAILURE
     if failure.is_file():
         raise FedeatError(json.loads(failure.read_text(encoding="utf-8"))["error"])

@@ -1,7 +1,7 @@
 """The processes of a real deployment: `serve` on the server, `join` on each node.
 
     serve   SuperLink with its state on disk; SuperExec, which starts a run's ServerApp; each survives the other
-    join    SuperNode, which talks to the server; SuperExec, which starts a small process a message; the warm worker.
+    join    SuperNode, which talks to the server and carries its messages to the warm worker
 
 Everything listens on this machine alone unless told otherwise, TLS and the authentication of nodes are on unless
 `insecure` is asked for, and nothing calls home or installs anything.
@@ -29,7 +29,7 @@ import httpx
 
 from fedeat import records
 from fedeat.errors import FedeatError
-from fedeat.flower import client_process, control, keys, quiet, server_app
+from fedeat.flower import control, keys, quiet, server_app, supernode
 from fedeat.flower.supervisor import Program, Supervisor, ended_by_signals
 
 Tell = Callable[[str], None]
@@ -141,25 +141,14 @@ def join(silo: Silo, tell: Tell) -> None:
         if not path.is_file():
             raise FedeatError(f"{path} does not exist. Check the path.")
     state = _private_directory(silo.state)
-    secret = _secret(state)
-    port = _free_port()
     with _socket_path(state) as worker_socket, ended_by_signals() as ended, Supervisor(state, tell) as processes:
         _require_same_language(silo, tell, ended)
         processes.start(Program("worker", _worker_command(silo, worker_socket)))
-        node = [_script("flower-supernode"), "--superlink", silo.superlink, "--isolation", "process"]
-        node += ["--host", "127.0.0.1", "--port", str(port), "--superexec-auth-secret-file", str(secret)]
-        node += ["--insecure"] if silo.ca is None else ["--root-certificates", str(silo.ca)]
-        node += [] if silo.key is None else ["--auth-supernode-private-key", str(silo.key)]
-        environment = {
-            "PATH": str(_shim(state)),  # nothing but what carries a message to the worker can be started
-            client_process.SOCKET: str(worker_socket),
-            "FLWR_HOME": str(state / "flwr"),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
-        }
-        processes.start(Program("supernode", node, environment))
-        executor = [_script("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{port}", "--insecure"]
-        executor += ["--superexec-auth-secret-file", str(secret)]
-        processes.start(Program("superexec", executor, environment))
+        # As a file, without the directory it lies in: it imports Flower alone.
+        node = [sys.executable, "-P", supernode.__file__, "--superlink", silo.superlink, "--worker", str(worker_socket)]
+        node += [] if silo.ca is None else ["--ca", str(silo.ca)]
+        node += [] if silo.key is None else ["--key", str(silo.key)]
+        processes.start(Program("supernode", node, {"FLWR_HOME": str(state / "flwr")}))
         tell(f"joining {silo.superlink}")
         said, shown = "", 0
         while not ended():
@@ -319,16 +308,6 @@ def _script(name: str) -> str:
     return found
 
 
-def _shim(state: Path) -> Path:
-    """A directory with one program, which Flower starts for each message."""
-    directory = state / "bin"
-    directory.mkdir(exist_ok=True)
-    program = directory / "flwr-clientapp"
-    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -P '{client_process.__file__}' \"$@\"\n")
-    program.chmod(0o700)
-    return directory
-
-
 @contextmanager
 def _socket_path(state: Path) -> Iterator[Path]:
     """A place for the worker's socket; paths of sockets must be short, so it may have to be elsewhere."""
@@ -348,9 +327,3 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise FedeatError(f"{host}:{port} is not to be had: {error.strerror}. Choose another --port.") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -25,6 +25,7 @@ from fedeat.experiment.federation import Elsewhere
 from fedeat.flower import messages
 from fedeat.flower.arrays import to_record
 from fedeat.flower.messages import Order
+from fedeat.flower.supernode import Pauses
 from fedeat.updates import Adapter, ClientUpdate
 
 _WARNING, _INFO = 30, 20
@@ -210,7 +211,7 @@ def ask(
     answers: dict[int, RecordDict | str] = {}
     for name in [name for name in waiting if name not in pushed]:
         answers[waiting.pop(name)] = "could not be sent the message: its node is not registered any more"
-    good, since = 0, None
+    good, since, pauses = 0, None, Pauses()
     while waiting:
         for reply in _pull(grid, list(waiting)):
             if problem := _stray(reply, waiting, asked):
@@ -229,7 +230,7 @@ def ask(
         if now - began >= patience.deadline_s or (since is not None and now - since >= patience.grace_s):
             break
         if waiting:
-            time.sleep(_PULL_S)
+            pauses.sleep(_PULL_S)
     for node in waiting.values():
         answers[node] = f"did not answer within {time.monotonic() - began:.0f} s"
     return {node: answers[node] for node in contents}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedeat.errors import FedeatError, explanation
 from fedeat.flower.client import Client, Node
-from fedeat.flower.client_process import ANSWER, REFUSAL, parsed, receive, send
+from fedeat.flower.supernode import ANSWER, REFUSAL, parsed, receive, send
 from fedeat.flower.supervisor import die_with_parent
 
 
