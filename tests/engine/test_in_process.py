@@ -15,7 +15,7 @@ from torch import Tensor
 from fedeat import objective, perturbation
 from fedeat.algorithm import LocalTraining
 from fedeat.data import Encoded, Example
-from fedeat.engine.in_process import Batching, run_clients, steps_per_round
+from fedeat.engine.in_process import Batching, run_clients
 from fedeat.errors import DataError
 from fedeat.model import AdaptedModel, Lora
 from fedeat.updates import ClientUpdate
@@ -163,7 +163,6 @@ def test_steps_are_epochs_of_batches_up_to_the_limit(
     update = run(model, shards, [0], training=replace(TRAINING, local_epochs=epochs), batching=batching)[0]
     assert update.metrics["steps"] == steps
     assert update.num_examples == examples_
-    assert steps_per_round(examples_, batching=batching, local_epochs=epochs) == steps
 
 
 def test_progress_is_told_after_each_client(model: AdaptedModel, examples: list[Example]) -> None:

@@ -98,6 +98,10 @@ def test_losses_say_where_they_are_shown_and_where_not() -> None:
         "shown to lose accuracy with 30 % malicious clients (IPM).",
         "FedEAT is not shown to lose accuracy with 30 % malicious clients (sign flip).",
     ]
+    both = [*costs[3:], (flip, "fedavg", SAME)]
+    assert losses(both) == [
+        "FedAvg and FedEAT are not shown to lose accuracy with 30 % malicious clients (sign flip).",
+    ]
     many = [(Condition("ipm", share / 10), "gm", SAME) for share in (1, 2, 3)]
     assert losses(many) == ["GM is not shown to lose accuracy under any of the 3 conditions."]
     assert losses([*costs[:2], *many])[0].endswith(

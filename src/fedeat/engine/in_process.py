@@ -7,7 +7,6 @@ examples and, until its round is aggregated, one adapter.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -125,12 +124,6 @@ def _batches(
         limit = max(0, batching.max_steps - epoch * len(groups))
     for group in groups[: min(limit, len(groups))]:
         yield model.collate([shard[i] for i in group])
-
-
-def steps_per_round(examples: int, *, batching: Batching, local_epochs: int) -> int:
-    """Optimiser steps a client with that many examples takes in a round."""
-    steps = local_epochs * math.ceil(examples / batching.batch_size)
-    return steps if batching.max_steps is None else min(steps, batching.max_steps)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def attack_texts(
         kind: but for "embedding".
         items: labelled texts.
         model: what is attacked; None for an attack that needs none.
-        rate: 0 < rate <= 1, share of a text\'s words at most.
+        rate: 0 < rate <= 1, share of a text's words at most.
         budget: of the adaptive attack, texts put to the model for one text.
         batch_size: texts a forward pass.
         seed: of everything random.

@@ -63,12 +63,15 @@ def _shows_over(tables: Sequence[ResultTable]) -> list[str]:
 
 
 def losses(costs: Sequence[tuple[Condition, str, Difference]]) -> list[str]:
-    """A sentence a method: under which conditions, on which tasks, it is shown to lose accuracy, and where it is not.
+    """Under which conditions, on which tasks, each method is shown to lose accuracy, and where it is not.
+
+    A sentence a method; those that are shown to lose none share one.
 
     Args:
         costs: of `differences.condition_costs`.
     """
     sentences = []
+    unharmed: dict[tuple[str, ...], list[str]] = {}
     for method in method_order(method for _, method, _ in costs):
         own: dict[Condition, list[Difference]] = {}
         for condition, name, item in costs:
@@ -82,14 +85,22 @@ def losses(costs: Sequence[tuple[Condition, str, Difference]]) -> list[str]:
                 parts.append(f"{condition.phrase} on {where} {_span(lost)}")
             else:
                 held.append(condition.phrase)
-        words = [f"loses accuracy {'; '.join(parts)}"] if parts else []
-        if len(held) > _FEW_CONDITIONS:  # named one by one they would bury those that are shown
-            other = "other " if parts else ""
-            words.append(f"is not shown to lose accuracy under any of the {other}{len(held)} conditions")
-        elif held:
-            words.append(f"is not shown to lose accuracy {listed(held)}")
-        sentences.append(f"{display_name(method)} {', and '.join(words)}.")
+        if not parts:
+            unharmed.setdefault(tuple(held), []).append(display_name(method))
+            continue
+        words = f"loses accuracy {'; '.join(parts)}"
+        if held:
+            words += f", and is not shown to lose accuracy {_conditions(held, 'other ')}"
+        sentences.append(f"{display_name(method)} {words}.")
+    for phrases, methods in unharmed.items():
+        verb = "are" if len(methods) > 1 else "is"
+        sentences.append(f"{listed(methods)} {verb} not shown to lose accuracy {_conditions(phrases)}.")
     return sentences
+
+
+def _conditions(phrases: Sequence[str], other: str = "") -> str:
+    """Conditions by name, but of many only how many: named one by one they would bury what is shown."""
+    return listed(phrases) if len(phrases) <= _FEW_CONDITIONS else f"under any of the {other}{len(phrases)} conditions"
 
 
 def _span(items: Sequence[Difference]) -> str:

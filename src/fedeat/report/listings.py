@@ -109,14 +109,14 @@ def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[st
 def cost_listing(costs: Sequence[tuple[Condition, str, Difference]], canvas: Canvas) -> dict[str, Any]:
     """What each condition costs each method in accuracy, a column a task."""
     columns = (
-        "attack", "byzantine_fraction", "partition", "method", "task", "points", "low", "high", "mcnemar_p",
+        "attack", "byzantine_fraction", "partition", "method", "task", "difference", "low", "high", "mcnemar_p",
         "bootstrap_p", "holm_p", "shown", "detectable", "seeds", "originals",
     )  # fmt: skip
     lines = [
         (
-            condition.attack, condition.fraction, condition.partition, method, item.task, 100 * item.value,
-            100 * item.low, 100 * item.high, item.mcnemar, item.bootstrap, item.adjusted,
-            "yes" if item.significant else "no", 100 * item.detectable, item.seeds, item.originals,
+            condition.attack, condition.fraction, condition.partition, method, item.task, item.value,
+            item.low, item.high, item.mcnemar, item.bootstrap, item.adjusted,
+            "yes" if item.significant else "no", item.detectable, item.seeds, item.originals,
         )
         for condition, method, item in costs
     ]  # fmt: skip
@@ -138,6 +138,9 @@ def cost_listing(costs: Sequence[tuple[Condition, str, Difference]], canvas: Can
         "tasks": tasks,
         "lines": shown[:_SHOWN_LINES],
         "count": len(lines),
+        "smallest": [
+            percent(statistics.median(item.detectable for _, _, item in costs if item.task == task)) for task in tasks
+        ],
     }
 
 

@@ -24,7 +24,7 @@ from fedeat.report.round_figures import (
 from fedeat.report.tables import FLAG, ResultTable
 from fedeat.report.trade_offs import curve_points, mean_curves, method_curves_figure, scatter_figure
 
-# The page stays well under 2 MB; the rest is in the figures folder.
+# A page of many conditions and seeds stays at two or three MB; the rest is in the figures folder.
 _SHOWN_HEATMAPS = 16
 _SHOWN_PARTITIONS = 4
 _SHOWN_SCATTERS = 12
