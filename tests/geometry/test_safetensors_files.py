@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedeat import geometry
 from fedeat.aggregation import aggregate, coordinate_median, krum, mean
 from fedeat.errors import UpdateError
+from fedeat.geometry import safetensors_files
 from fedeat.geometry.layout import Segment
 from fedeat.geometry.safetensors_files import read_header
 
@@ -46,6 +48,23 @@ def test_files_aggregate_as_the_tensors_they_hold(dtype: torch.dtype, tmp_path: 
             torch.testing.assert_close(result.value[name], tensor)
     torch.testing.assert_close(aggregate([str(path) for path in paths]).weights, aggregate(updates).weights)
     torch.testing.assert_close(geometry.gram(paths), geometry.gram(updates))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list a process's files")
+@pytest.mark.parametrize("most", [4, 3])
+def test_few_files_stay_open_while_they_are_read_and_none_after(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_files, "_MOST_OPEN", most)
+    updates = adapters(4)
+    paths = saved(updates, tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    source = safetensors_files.open_files(paths)
+    torch.testing.assert_close(geometry.gram(source), geometry.gram(updates))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before == (4 if most == 4 else 0)
+    del source
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_block_is_read_without_the_rest(tmp_path: Path) -> None:

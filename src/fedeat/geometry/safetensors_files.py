@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,9 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _MOST_HEADER_BYTES = 100_000_000
 _READ_BYTES = 4 << 20
 """Largest size of what is held of one tensor of all clients."""
+_MOST_OPEN = 256
+"""Files that are kept open from one reading to the next: a process may have a thousand, and opening one takes longer
+than reading a small tensor."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,13 @@ class StoredAdapter:
         path: of the file.
         layout: name -> shape and dtype.
         offsets: name -> first byte of the tensor in the file.
+        kept: whether the file stays open between readings.
     """
 
     path: Path
     layout: Layout
     offsets: Mapping[str, int]
+    kept: bool = False
 
     def read(self, segment: Segment) -> Tensor:
         """(c,) coordinates of one tensor, in its own dtype.
@@ -51,7 +61,7 @@ class StoredAdapter:
         values = torch.empty(segment.stop - segment.start, dtype=spec.dtype)
         view, done = values.view(torch.uint8).numpy().data, 0
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with nullcontext(self._file) if self.kept else self.path.open("rb", buffering=0) as file:
                 file.seek(self.offsets[segment.name] + segment.start * spec.dtype.itemsize)
                 while done < len(view):
                     count = file.readinto(view[done:])
@@ -61,6 +71,13 @@ class StoredAdapter:
         except OSError as error:
             raise UpdateError(f"{self.path} cannot be read: {error.strerror or error}") from error
         return values
+
+    @cached_property
+    def _file(self) -> FileIO:
+        """The open file, closed with the last reference to this."""
+        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, descriptor)
+        return FileIO(descriptor, closefd=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ def open_files(paths: Sequence[str | Path], *, any_rank: bool = False) -> FileSo
     files, faults = [], {}
     for index, path in enumerate(paths):
         try:
-            files.append(read_header(Path(path)))
+            files.append(replace(read_header(Path(path)), kept=len(paths) <= _MOST_OPEN))
         except UpdateError as error:
             faults[index] = str(error)
     blame(faults, labels)
