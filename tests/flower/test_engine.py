@@ -7,11 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from fedeat import experiment
 from fedeat.config import load, to_toml
@@ -234,6 +235,42 @@ def test_a_busy_superlink_is_sent_messages_again_and_asked_again(
     (line,) = lines(tmp_path / "run", "round")
     assert line["accepted"] == [0, 1, 2, 3]
     assert len({message.metadata.message_id for message in grid.sent}) == len(grid.sent)
+
+
+def test_a_message_that_a_killed_superlink_lost_is_sent_again(
+    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = to_toml(load(make_config(**SETTINGS, federation={"rounds": 1})))
+    server_app.run(local_grid(nodes), text, tmp_path / "calm")
+    orders: Counter[int] = Counter()
+
+    def forgotten(node: int, honest: Callable[[Message], Message]) -> Callable[[Message], Message | None]:
+        def answer(message: Message) -> Message | None:
+            if message.metadata.message_type != MessageType.TRAIN:
+                return honest(message)
+            orders[node] += 1
+            if orders[node] == 1 and node == 12:
+                return None  # its order is lost
+            reply = honest(message)
+            return None if orders[node] == 1 and node == 450 else reply  # its answer is lost
+
+        return answer
+
+    grid = local_grid({node: forgotten(node, honest) for node, honest in nodes.items()})
+    grid._retry_invoker = SimpleNamespace(on_backoff=None)
+    honest_pull = grid.pull_messages
+
+    def pull(names: list[str]) -> list[Message]:
+        if grid._retry_invoker.on_backoff is not None:
+            grid._retry_invoker.on_backoff(SimpleNamespace(exception=httpx.ConnectError("refused")))
+        return list(honest_pull(names))
+
+    monkeypatch.setattr(grid, "pull_messages", pull)
+    monkeypatch.setattr("fedeat.flower.engine._PULL_S", 0.0)
+    server_app.run(grid, text, tmp_path / "run")
+    assert orders == {907: 1, 12: 2, 450: 2, 33: 1}
+    assert grid._retry_invoker.on_backoff is None
+    assert digest(tmp_path / "run") == digest(tmp_path / "calm")
 
 
 def test_who_is_not_registered_is_not_waited_for(

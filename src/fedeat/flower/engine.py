@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,6 +120,8 @@ def run_clients(
         kind=MessageType.TRAIN,
         group=str(index),
         patience=Patience(section.deadline_s, enough, section.grace_s),
+        # A client's part in a secure sum is kept from its training on; to train again would begin it anew.
+        repeatable=not config.secure_aggregation.enabled,
         on_answer=functools.partial(on_client, index),
     )
     found = []
@@ -187,9 +190,13 @@ def ask(
     kind: str,
     group: str,
     patience: Patience,
+    repeatable: bool = False,
     on_answer: Callable[[int], None] = lambda done: None,
 ) -> dict[int, RecordDict | str]:
     """Sends each node its content and collects what they answer.
+
+    A SuperLink that is killed between noting a message as delivered and delivering it never delivers it again. So where
+    the connection to it broke, those who have not answered are sent their content once more; the first answer counts.
 
     Args:
         grid: Flower's.
@@ -197,43 +204,90 @@ def ask(
         kind: Flower's type of the messages.
         group: what Flower shows them under, the round.
         patience: when to stop waiting.
+        repeatable: whether a node that gets its content twice gives the same answer twice.
         on_answer: told how many have answered.
 
     Returns:
         Node -> its answer, or the reason why there is none, in the order of `contents`.
     """
     lifetime = patience.deadline_s + patience.grace_s
-    batch = [Message(content, node, kind, ttl=lifetime, group_id=group) for node, content in contents.items()]
+
+    def batch(nodes: Iterable[int]) -> list[Message]:
+        return [Message(contents[node], node, kind, ttl=lifetime, group_id=group) for node in nodes]
+
     began = time.monotonic()
-    pushed = _push(grid, batch, began + patience.deadline_s)
-    waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in batch}
-    asked = frozenset(waiting)
+    waiting: dict[str, int] = {}
+    asked: set[str] = set()
     answers: dict[int, RecordDict | str] = {}
-    for name in [name for name in waiting if name not in pushed]:
-        answers[waiting.pop(name)] = "could not be sent the message: its node is not registered any more"
-    good, since, pauses = 0, None, Pauses()
-    while waiting:
-        for reply in _pull(grid, list(waiting)):
-            if problem := _stray(reply, waiting, asked):
-                log(_WARNING, _DROPPED, reply.metadata.src_node_id, group, problem)
-                continue
-            node = waiting.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                answers[node] = f"failed: {str(reply.error.reason)[:300]} (Flower's error {reply.error.code})"
-            else:
-                answers[node] = reply.content
-                good += 1
-            on_answer(len(answers))
-        now = time.monotonic()
-        if good >= patience.enough and since is None:
-            since = now
-        if now - began >= patience.deadline_s or (since is not None and now - since >= patience.grace_s):
-            break
-        if waiting:
-            pauses.sleep(_PULL_S)
+
+    def send(nodes: Iterable[int]) -> None:
+        sent = batch(nodes)
+        pushed = _push(grid, sent, began + patience.deadline_s)
+        asked.update(pushed)
+        for message in sent:
+            node = message.metadata.dst_node_id
+            if message.metadata.message_id in pushed:
+                waiting[message.metadata.message_id] = node
+            elif node not in waiting.values():
+                answers[node] = "could not be sent the message: its node is not registered any more"
+
+    with _breaks(grid) as broken:
+        send(contents)
+        good, since, pauses = 0, None, Pauses()
+        while waiting:
+            for reply in _pull(grid, list(waiting)):
+                if problem := _stray(reply, waiting, asked):
+                    log(_WARNING, _DROPPED, reply.metadata.src_node_id, group, problem)
+                    continue
+                node = waiting.pop(reply.metadata.reply_to_message_id)
+                if reply.has_error():
+                    if node in waiting.values():
+                        continue  # it was sent the same again, and may answer that
+                    answers[node] = f"failed: {str(reply.error.reason)[:300]} (Flower's error {reply.error.code})"
+                else:
+                    answers[node] = reply.content
+                    good += 1
+                for name in [name for name, other in waiting.items() if other == node]:
+                    del waiting[name]
+                on_answer(len(answers))
+            now = time.monotonic()
+            if good >= patience.enough and since is None:
+                since = now
+            if now - began >= patience.deadline_s or (since is not None and now - since >= patience.grace_s):
+                break
+            if broken.is_set():
+                broken.clear()
+                if repeatable and waiting:
+                    log(_WARNING, "the connection to the SuperLink broke; who has not answered is asked again")
+                    send(sorted(set(waiting.values())))
+            if waiting:
+                pauses.sleep(_PULL_S)
     for node in waiting.values():
         answers[node] = f"did not answer within {time.monotonic() - began:.0f} s"
     return {node: answers[node] for node in contents}
+
+
+@contextlib.contextmanager
+def _breaks(grid: Grid) -> Iterator[threading.Event]:
+    """Set when the connection to the SuperLink breaks, which Flower mends without a word to its caller."""
+    broken = threading.Event()
+    invoker = getattr(grid, "_retry_invoker", None)
+    if invoker is None:  # a simulation's grid, in this process
+        yield broken
+        return
+    before = invoker.on_backoff
+
+    def note(state: Any) -> None:
+        if isinstance(state.exception, httpx.NetworkError | httpx.RemoteProtocolError):
+            broken.set()
+        if before is not None:
+            before(state)
+
+    invoker.on_backoff = note
+    try:
+        yield broken
+    finally:
+        invoker.on_backoff = before
 
 
 def _stray(reply: Message, waiting: Mapping[str, int], asked: Collection[str]) -> str:
@@ -300,7 +354,7 @@ def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
     patience = Patience(section.wait_s, len(present), section.grace_s)
     order = Order("describe", text, -1, threads=torch.get_num_threads())
     contents = dict.fromkeys(present, messages.order_content(order, None))
-    answers = ask(grid, contents, kind=MessageType.QUERY, group="numbers", patience=patience)
+    answers = ask(grid, contents, kind=MessageType.QUERY, group="numbers", patience=patience, repeatable=True)
     found: dict[int, int] = {}
     for node, content in answers.items():
         number = messages.read_facts(content)["partition"] if not isinstance(content, str) else -1
@@ -319,7 +373,7 @@ def _facts(
     """Client -> what it says of itself, or None and why."""
     log(_INFO, "asking %d clients to %s", len(nodes), order.step)
     contents = {node: messages.order_content(replace(order, client=c), None) for c, node in nodes.items()}
-    answers = ask(grid, contents, kind=MessageType.QUERY, group=order.step, patience=patience)
+    answers = ask(grid, contents, kind=MessageType.QUERY, group=order.step, patience=patience, repeatable=True)
     found: dict[int, tuple[dict[str, Any] | None, str]] = {}
     for client, node in nodes.items():
         content = answers[node]
