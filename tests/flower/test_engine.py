@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedeat import experiment
 from fedeat.config import load, to_toml
@@ -220,6 +221,8 @@ def test_a_busy_superlink_is_sent_messages_again_and_asked_again(
 
         def call(asked: Any) -> Any:
             counts[name] += 1
+            if name == "push_messages" and counts[name] % 4 == 3:
+                raise ObjectPushError("a", 1, "killed in between")
             if counts[name] % 2:
                 request = httpx.Request("POST", "http://localhost")
                 raise httpx.HTTPStatusError("locked", request=request, response=httpx.Response(500, request=request))

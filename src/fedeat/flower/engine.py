@@ -19,6 +19,7 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedeat.config import Config
 from fedeat.errors import QuorumError, UpdateError
@@ -312,7 +313,8 @@ def _stray(reply: Message, waiting: Mapping[str, int], asked: Collection[str]) -
 def _push(grid: Grid, batch: list[Message], until: float) -> set[str]:
     """Sends messages and returns the names of those that were taken.
 
-    A SuperLink that is busy is asked again until then: a message that it has already keeps its name, and counts once.
+    A SuperLink that is busy, or was killed while it took them, is sent them again until then: a message that it has
+    already keeps its name, and counts once.
     """
     while True:
         try:
@@ -321,7 +323,11 @@ def _push(grid: Grid, batch: list[Message], until: float) -> set[str]:
             if error.response.status_code < 500 or time.monotonic() > until:
                 raise
             log(_WARNING, "the SuperLink answered with %d; sent again", error.response.status_code)
-            time.sleep(_PULL_S)
+        except ObjectPushError as error:
+            if time.monotonic() > until:
+                raise
+            log(_WARNING, "the SuperLink took a part of the messages; sent again: %s", str(error)[:200])
+        time.sleep(_PULL_S)
 
 
 def _pull(grid: Grid, names: list[str]) -> list[Message]:
