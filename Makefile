@@ -22,7 +22,8 @@ lint: $(VENV)/.installed
 
 check: test lint
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The C source is here too, so that an installation in place is built anew when it changes.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt src/fedeat/geometry/_products.c
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch

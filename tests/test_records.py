@@ -147,7 +147,7 @@ def test_lines_missing_before_the_checkpoint_are_told(stopped: Path) -> None:
 
 
 def test_another_configuration_does_not_go_on_with_a_run(stopped: Path, config_file: Path) -> None:
-    with pytest.raises(RecordError, match=r"holds a run of another configuration.*--resume"):
+    with pytest.raises(RecordError, match=r"holds a run of another configuration \(seed differs\).*--resume"):
         experiment.run(load(config_file, ["seed=1"]), stopped)
 
 

@@ -23,6 +23,7 @@ import platform
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -122,9 +123,10 @@ class RunDirectory:
                 "the file back."
             )
         if self.config_file.is_file() and self.config_file.read_text(encoding="utf-8") != config_toml:
+            changes = changed_keys(read_config(self.config_file), tomllib.loads(config_toml))
             raise RecordError(
-                f"{self.path} holds a run of another configuration. Choose another directory, remove this one, or go "
-                f"on with the run it holds: fedeat run --resume {self.path}"
+                f"{self.path} holds a run of another configuration{differing(changes)}. Choose another directory, "
+                f"remove this one, or go on with the run it holds: fedeat run --resume {self.path}"
             )
         write_text(self.config_file, config_toml)
 
@@ -242,6 +244,33 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise RecordError(f"{file} is not a finished evaluation: {problem}. Remove it to evaluate once more.")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A directory's config.toml; nothing where it is damaged."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return {}
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two configurations, sorted."""
+    found = []
+    for key in sorted({*before, *after}):
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += [f"{key}.{name}" for name in changed_keys(one, other)]
+        elif one != other:
+            found.append(key)
+    return found
+
+
+def differing(changes: Sequence[str]) -> str:
+    """Of changed keys, what an error says in brackets after what they are the keys of; the first few."""
+    if not changes:
+        return ""
+    return f" ({', '.join(changes[:5])}{', ...' if len(changes) > 5 else ''} differ{'s' * (len(changes) == 1)})"
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def test_results_do_not_depend_on_processes_and_finished_cells_are_not_run_again
     told.clear()
     assert comparison.compare(two, tmp_path / "one", progress=lambda *what: told.append(what)) == rows
     assert {stage for _, stage, _, _ in told} == {"planned", "finished"}
-    with pytest.raises(RecordError, match="holds another comparison, or a run"):
+    with pytest.raises(RecordError, match=r"holds another comparison, or a run \(perturbation\.radius differs\)"):
         comparison.compare(load(make_config(compare=SMALL, perturbation={"radius": 0.3})), tmp_path / "one")
 
     # A larger grid of the same comparison runs what is new.

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from fedeat import experiment
 from fedeat.config import load, to_toml
@@ -207,98 +203,6 @@ def test_no_text_and_no_token_travels(make_config: MakeConfig, tmp_path: Path, n
     )
     for word in (b"film", b"story", b"dull", b"bright"):
         assert word not in everything
-
-
-def test_a_busy_superlink_is_sent_messages_again_and_asked_again(
-    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = local_grid(nodes)
-    counts: Counter[str] = Counter()
-
-    def busy(name: str) -> None:
-        """Every second call finds the database locked."""
-        honest = getattr(grid, name)
-
-        def call(asked: Any) -> Any:
-            counts[name] += 1
-            if name == "push_messages" and counts[name] % 4 == 3:
-                raise ObjectPushError("a", 1, "killed in between")
-            if counts[name] % 2:
-                request = httpx.Request("POST", "http://localhost")
-                raise httpx.HTTPStatusError("locked", request=request, response=httpx.Response(500, request=request))
-            return honest(asked)
-
-        monkeypatch.setattr(grid, name, call)
-
-    busy("push_messages")
-    busy("pull_messages")
-    monkeypatch.setattr("fedeat.flower.engine._PULL_S", 0.0)
-    config = load(make_config(**SETTINGS, federation={"rounds": 1}))
-    server_app.run(grid, to_toml(config), tmp_path / "run")
-    (line,) = lines(tmp_path / "run", "round")
-    assert line["accepted"] == [0, 1, 2, 3]
-    assert len({message.metadata.message_id for message in grid.sent}) == len(grid.sent)
-
-
-def test_a_message_that_a_killed_superlink_lost_is_sent_again(
-    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = to_toml(load(make_config(**SETTINGS, federation={"rounds": 1})))
-    server_app.run(local_grid(nodes), text, tmp_path / "calm")
-    orders: Counter[int] = Counter()
-
-    def forgotten(node: int, honest: Callable[[Message], Message]) -> Callable[[Message], Message | None]:
-        def answer(message: Message) -> Message | None:
-            if message.metadata.message_type != MessageType.TRAIN:
-                return honest(message)
-            orders[node] += 1
-            if orders[node] == 1 and node == 12:
-                return None  # its order is lost
-            reply = honest(message)
-            return None if orders[node] == 1 and node == 450 else reply  # its answer is lost
-
-        return answer
-
-    grid = local_grid({node: forgotten(node, honest) for node, honest in nodes.items()})
-    grid._retry_invoker = SimpleNamespace(on_backoff=None)
-    honest_pull = grid.pull_messages
-
-    def pull(names: list[str]) -> list[Message]:
-        if grid._retry_invoker.on_backoff is not None:
-            grid._retry_invoker.on_backoff(SimpleNamespace(exception=httpx.ConnectError("refused")))
-        return list(honest_pull(names))
-
-    monkeypatch.setattr(grid, "pull_messages", pull)
-    monkeypatch.setattr("fedeat.flower.engine._PULL_S", 0.0)
-    server_app.run(grid, text, tmp_path / "run")
-    assert orders == {907: 1, 12: 2, 450: 2, 33: 1}
-    assert grid._retry_invoker.on_backoff is None
-    assert digest(tmp_path / "run") == digest(tmp_path / "calm")
-
-
-def test_who_is_not_registered_is_not_waited_for(
-    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = local_grid(nodes)
-    honest = grid.push_messages
-
-    def push(messages: Any) -> list[str]:
-        kept = [message for message in messages if message.metadata.message_type != "train" or kept_by(message)]
-        taken = iter(honest(kept))
-        return [next(taken) if message in kept else "" for message in messages]
-
-    def kept_by(message: Message) -> bool:
-        message.metadata.__dict__["_message_id"] = "unknown"
-        return message.metadata.dst_node_id != 450
-
-    monkeypatch.setattr(grid, "push_messages", push)
-    config = load(make_config(**SETTINGS, federation={"rounds": 1}))
-    server_app.run(grid, to_toml(config), tmp_path / "run")
-    (line,) = lines(tmp_path / "run", "round")
-    assert line["accepted"] == [0, 1, 3]
-    assert line["rejected"] == [
-        {"client": 2, "reason": "could not be sent the message: its node is not registered any more"}
-    ]
 
 
 def test_a_client_with_another_base_model_is_left_out_by_name(

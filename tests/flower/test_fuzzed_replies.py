@@ -23,7 +23,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from fedeat.config import Config
 from fedeat.config.schema import CommunicationSection, FederationSection, ModelSection
 from fedeat.engine.encoding import Encoding, decode, encode, expected
-from fedeat.flower import engine, messages
+from fedeat.flower import engine, exchange, messages
 from fedeat.flower.messages import Order
 from fedeat.updates import ClientUpdate, validate
 
@@ -196,7 +196,7 @@ class Counted(logging.Handler):
         self.lines = Counter[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == engine._DROPPED:
+        if record.msg == exchange.DROPPED:
             self.lines[f"dropped: {record.args[-1]}"] += 1  # type: ignore[index]
 
 

@@ -170,13 +170,11 @@ def _claim(directory: Path, config: Config) -> None:
     file = directory / "config.toml"
     text = to_toml(config)
     if file.is_file():
-        try:
-            before = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            before = {}
-        if _what_is_compared(before) != _what_is_compared(tomllib.loads(text)):
+        before, after = (_what_is_compared(raw) for raw in (records.read_config(file), tomllib.loads(text)))
+        if changes := records.changed_keys(before, after):
             raise RecordError(
-                f"{directory} holds another comparison, or a run. Choose another directory, or remove this one."
+                f"{directory} holds another comparison, or a run{records.differing(changes)}. Choose another "
+                "directory, or remove this one."
             )
     records.write_text(file, text)
 

@@ -1,53 +1,29 @@
-"""Reaches clients through Flower's grid: the `RunClients` of a federation over many processes or machines.
-
-The loop is our own: a round ends when everybody has answered, at its deadline, or a while after its quorum has. Who a
-reply is from follows from the message it answers, which went to one registered node; nothing in a reply can change it.
-"""
+"""Reaches clients through Flower's grid: the `RunClients` of a federation over many processes or machines."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import torch
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import MessageType
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedeat.config import Config
 from fedeat.errors import QuorumError, UpdateError
 from fedeat.experiment.federation import Elsewhere
 from fedeat.flower import messages
 from fedeat.flower.arrays import to_record
+from fedeat.flower.exchange import Patience, ask
 from fedeat.flower.messages import Order
-from fedeat.flower.supernode import Pauses
 from fedeat.updates import Adapter, ClientUpdate
 
 _WARNING, _INFO = 30, 20
-_PULL_S = 0.3
-_DROPPED = "a reply of node %d to %s is dropped: %s"
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for answers.
-
-    Attributes:
-        deadline_s: > 0, for all of them.
-        enough: how many answers start the grace.
-        grace_s: >= 0, for the others after that.
-    """
-
-    deadline_s: float
-    enough: int
-    grace_s: float
+_LOOK_S = 0.3
 
 
 def connect(config: Config, *, grid: Grid, text: str, nodes: Mapping[int, int] | None = None) -> Elsewhere:
@@ -184,171 +160,6 @@ def ask_secretly(
     return found
 
 
-def ask(
-    grid: Grid,
-    contents: Mapping[int, RecordDict],
-    *,
-    kind: str,
-    group: str,
-    patience: Patience,
-    repeatable: bool = False,
-    on_answer: Callable[[int], None] = lambda done: None,
-) -> dict[int, RecordDict | str]:
-    """Sends each node its content and collects what they answer.
-
-    A SuperLink that is killed between noting a message as delivered and delivering it never delivers it again. So where
-    the connection to it broke, those who have not answered are sent their content once more; the first answer counts.
-
-    Args:
-        grid: Flower's.
-        contents: node -> what it is sent.
-        kind: Flower's type of the messages.
-        group: what Flower shows them under, the round.
-        patience: when to stop waiting.
-        repeatable: whether a node that gets its content twice gives the same answer twice.
-        on_answer: told how many have answered.
-
-    Returns:
-        Node -> its answer, or the reason why there is none, in the order of `contents`.
-    """
-    lifetime = patience.deadline_s + patience.grace_s
-
-    def batch(nodes: Iterable[int]) -> list[Message]:
-        return [Message(contents[node], node, kind, ttl=lifetime, group_id=group) for node in nodes]
-
-    began = time.monotonic()
-    waiting: dict[str, int] = {}
-    asked: set[str] = set()
-    answers: dict[int, RecordDict | str] = {}
-
-    def send(nodes: Iterable[int]) -> None:
-        sent = batch(nodes)
-        pushed = _push(grid, sent, began + patience.deadline_s)
-        asked.update(pushed)
-        for message in sent:
-            node = message.metadata.dst_node_id
-            if message.metadata.message_id in pushed:
-                waiting[message.metadata.message_id] = node
-            elif node not in waiting.values():
-                answers[node] = "could not be sent the message: its node is not registered any more"
-
-    with _breaks(grid) as broken:
-        send(contents)
-        good, since, pauses = 0, None, Pauses()
-        while waiting:
-            for reply in _pull(grid, list(waiting)):
-                if problem := _stray(reply, waiting, asked):
-                    log(_WARNING, _DROPPED, reply.metadata.src_node_id, group, problem)
-                    continue
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                if reply.has_error():
-                    if node in waiting.values():
-                        continue  # it was sent the same again, and may answer that
-                    answers[node] = f"failed: {str(reply.error.reason)[:300]} (Flower's error {reply.error.code})"
-                else:
-                    answers[node] = reply.content
-                    good += 1
-                for name in [name for name, other in waiting.items() if other == node]:
-                    del waiting[name]
-                on_answer(len(answers))
-            now = time.monotonic()
-            if good >= patience.enough and since is None:
-                since = now
-            if now - began >= patience.deadline_s or (since is not None and now - since >= patience.grace_s):
-                break
-            if broken.is_set():
-                broken.clear()
-                if repeatable and waiting:
-                    log(_WARNING, "the connection to the SuperLink broke; who has not answered is asked again")
-                    send(sorted(set(waiting.values())))
-            if waiting:
-                pauses.sleep(_PULL_S)
-    for node in waiting.values():
-        answers[node] = f"did not answer within {time.monotonic() - began:.0f} s"
-    return {node: answers[node] for node in contents}
-
-
-@contextlib.contextmanager
-def _breaks(grid: Grid) -> Iterator[threading.Event]:
-    """Set when the connection to the SuperLink breaks, which Flower mends without a word to its caller."""
-    broken = threading.Event()
-    invoker = getattr(grid, "_retry_invoker", None)
-    if invoker is None:  # a simulation's grid, in this process
-        yield broken
-        return
-    before = invoker.on_backoff
-
-    def note(state: Any) -> None:
-        if isinstance(state.exception, httpx.NetworkError | httpx.RemoteProtocolError):
-            broken.set()
-        if before is not None:
-            before(state)
-
-    invoker.on_backoff = note
-    try:
-        yield broken
-    finally:
-        invoker.on_backoff = before
-
-
-def _stray(reply: Message, waiting: Mapping[str, int], asked: Collection[str]) -> str:
-    """Why a reply counts for nobody; "" where it is waited for.
-
-    Args:
-        reply: what arrived.
-        waiting: message without an answer yet -> the node that it went to.
-        asked: all messages that were sent.
-    """
-    name = reply.metadata.reply_to_message_id
-    if name not in asked:
-        return "it answers no message that was sent"
-    if name not in waiting:
-        return "its message was answered before"
-    # An error is the link's, in the node's stead; an answer is the node's that was asked, or nobody's.
-    if not reply.has_error() and reply.metadata.src_node_id != waiting[name]:
-        return "its message went to another node"
-    return ""
-
-
-def _push(grid: Grid, batch: list[Message], until: float) -> set[str]:
-    """Sends messages and returns the names of those that were taken.
-
-    A SuperLink that is busy, or was killed while it took them, is sent them again until then: a message that it has
-    already keeps its name, and counts once.
-    """
-    while True:
-        try:
-            return set(grid.push_messages(batch))
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code < 500 or time.monotonic() > until:
-                raise
-            log(_WARNING, "the SuperLink answered with %d; sent again", error.response.status_code)
-        except ObjectPushError as error:
-            if time.monotonic() > until:
-                raise
-            log(_WARNING, "the SuperLink took a part of the messages; sent again: %s", str(error)[:200])
-        time.sleep(_PULL_S)
-
-
-def _pull(grid: Grid, names: list[str]) -> list[Message]:
-    """The replies that are there; none while one of them cannot be read, whose sender then misses the deadline."""
-    try:
-        return list(grid.pull_messages(names))
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code < 500:
-            raise
-        # A busy SuperLink whose database was locked for a moment; the replies are still there.
-        log(_WARNING, "the SuperLink answered with %d; asked again", error.response.status_code)
-        return []
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        log(_WARNING, "a reply could not be read: %s: %s", type(error).__name__, str(error)[:200])
-    found: list[Message] = []
-    for name in names:  # one by one, so that one sender's damage is its own
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, IndexError):
-            found += grid.pull_messages([name])
-    return found
-
-
 def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
     """Client -> node, from what nodes know of themselves; waits for as many as the configuration has clients."""
     section = config.communication
@@ -356,7 +167,7 @@ def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
     while not (present := sorted(grid.get_node_ids())):
         if time.monotonic() > deadline:
             raise QuorumError(f"no node is there after {section.wait_s:g} s (communication.wait_s). Start the nodes.")
-        time.sleep(_PULL_S)
+        time.sleep(_LOOK_S)
     patience = Patience(section.wait_s, len(present), section.grace_s)
     order = Order("describe", text, -1, threads=torch.get_num_threads())
     contents = dict.fromkeys(present, messages.order_content(order, None))
