@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model-shape", choices=tuple(models.SHAPES), action="append", help="may be given repeatedly")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds")
-    parser.add_argument("--batches", type=int, default=3, help="batches of an epoch")
+    parser.add_argument("--batches", type=int, default=8, help="batches of an epoch")
     parser.add_argument("--batch-size", type=int, default=None, help="6 on the CPU, 16 on CUDA")
     parser.add_argument("--length", type=float, default=1.0, help="factor on the examples' lengths")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 3, 5, 10], help="K")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -242,7 +243,6 @@ class AdapterSource:
     layout: Layout
     labels: Sequence[str]
     plain: bool
-    found: dict[str, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -264,12 +264,17 @@ class AdapterSource:
         return [adapter[name].detach().reshape(-1) for adapter in self.adapters]
 
     def addresses(self) -> Mapping[str, Sequence[int]]:
-        if not self.found and self.device.type == "cpu":
+        return self._addresses
+
+    @cached_property
+    def _addresses(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        if self.device.type == "cpu":
             for name, spec in self.layout.items():
                 tensors = [adapter[name] for adapter in self.adapters]
                 if spec.dtype == torch.float32 and all(tensor.is_contiguous() for tensor in tensors):
-                    self.found[name] = [tensor.data_ptr() for tensor in tensors]
-        return self.found
+                    found[name] = [tensor.data_ptr() for tensor in tensors]
+        return found
 
     def one(self, client: int, name: str) -> Tensor:
         return self.adapters[client][name].detach()
