@@ -103,7 +103,8 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
     (target / f"{study}.csv").write_text(_joined([table_csv(table) for table in tables]), encoding="utf-8")
     page = target / f"{study}.md"
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
-    page.write_text(_page(study, records, tables, base) + READING + before[2], encoding="utf-8")
+    command = _command(study, records, [path.name.removeprefix("lm-") for path in directories])
+    page.write_text(_page(study, records, tables, base, command) + READING + before[2], encoding="utf-8")
     return page
 
 
@@ -121,7 +122,7 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
     )
 
 
-def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any]) -> str:
+def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any], command: str) -> str:
     title, setting = TITLES[study]
     several = len(tables) > 3
     parts = [
@@ -153,7 +154,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     baseline = _baseline(tables) if len(records.runs[0].rows) <= 2 and study != "language-model" else ""
     if baseline:
         parts += ["### The baseline", baseline]
-    parts += ["## How they were made", f"    {_command(study, records)}", _made(study, records, base)]
+    parts += ["## How they were made", f"    {command}", _made(study, records, base)]
     return "\n\n".join(parts) + "\n\n"
 
 
@@ -204,10 +205,17 @@ def _backdoors(records: Records) -> str:
     )
 
 
-def _command(study: str, records: Records) -> str:
-    seeds = sorted({run.seed for run in records.runs if run.seed is not None})
-    out = "runs/lm" if study == "language-model" else "runs/advglue"
-    words = ["python", "benchmarks/advglue.py", "--study", study, "--shared", "../shared", "--out", out]
+def _command(study: str, records: Records, tasks: Sequence[str]) -> str:
+    """What runs these cells; a part of a study says of which tasks, and which methods met its attacks."""
+    finished = [run for run in records.runs if run.rows and run.seed is not None]
+    words = ["python", "benchmarks/advglue.py", "--study", study, "--shared", "../shared"]
+    words += ["--out", "runs/lm" if study == "language-model" else "runs/advglue"]
+    if study != "heterogeneity" and len(tasks) < len(BASELINE):
+        words += ["--tasks", *tasks]
+    attacked = {run.rows[0].method for run in finished if run.condition.attack != "none"}
+    if attacked and len(attacked) < len(METHODS):
+        words += ["--methods", *method_order(attacked)]
+    seeds = sorted({run.seed for run in finished if run.seed is not None})
     return shlex.join([*words, "--seeds", *map(str, seeds), "--results", "docs/results"])
 
 
