@@ -6,8 +6,6 @@ made again.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -24,7 +22,7 @@ from fedeat.report.claims import losses
 from fedeat.report.differences import compare_runs, condition_costs
 from fedeat.report.reading import Records, Run, merge, read_records
 from fedeat.report.round_figures import malicious_clients
-from fedeat.report.tables import ResultTable, percent, result_tables, table_csv
+from fedeat.report.tables import FEW, ResultTable, percent, result_tables, table_csv
 
 METHODS = ("fedavg", "eat", "gm", "fedeat")
 BASELINE = {"sst2": 0.86, "qqp": 0.78, "qnli": 0.78, "mnli": 0.65}
@@ -100,7 +98,7 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
         ],
     }
     (target / f"{study}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (target / f"{study}.csv").write_text(_joined([table_csv(table) for table in tables]), encoding="utf-8")
+    (target / f"{study}.csv").write_text(table_csv(tables), encoding="utf-8")
     page = target / f"{study}.md"
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
     command = _command(study, records, [path.name.removeprefix("lm-") for path in directories])
@@ -124,7 +122,7 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
 
 def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any], command: str) -> str:
     title, setting = TITLES[study]
-    several = len(tables) > 3
+    several = len(tables) > FEW
     parts = [
         f"# {title}",
         _wrapped(f"{setting} {_about_base(study, base)}"),
@@ -279,15 +277,6 @@ def mixture(run: Run) -> tuple[float, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _joined(texts: Sequence[str]) -> str:
-    """CSV texts of the same columns as one."""
-    lines = [line for text in texts for line in list(csv.reader(io.StringIO(text)))[1:]]
-    head = next(csv.reader(io.StringIO(texts[0])))
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([head, *lines])
-    return buffer.getvalue()
 
 
 def _base_record(study: str) -> str:

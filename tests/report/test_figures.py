@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 
 from fedeat.report import calibration_figure
-from fedeat.report.figures import METHOD_COLOURS, legend_columns, method_colours, png, shorten, svg
+from fedeat.report.cells import read_rows
+from fedeat.report.figures import METHOD_COLOURS, conditions_figure, legend_columns, method_colours, png, shorten, svg
 from fedeat.report.reading import Run, read_run
 from fedeat.report.round_figures import curves_figure, partition_figure, weight_bounds, weights_figure
+from fedeat.report.tables import result_tables
 
 SHARES = {"accuracy": 0.9, "adversarial_accuracy": 0.8}
 POINTS = [{"radius": r, "clean_loss": 0.5, "adversarial_loss": 0.5 + r, **SHARES} for r in (0.2, 0.0, 0.05)]
@@ -39,6 +43,22 @@ def test_calibration_without_accuracies_shows_the_loss_alone(recommended: float 
 
 def test_calibration_of_nothing_is_an_empty_figure() -> None:
     assert png(calibration_figure([], None)).startswith(b"\x89PNG")
+
+
+def test_marks_of_conditions_stand_at_their_values_and_flagged_ones_are_hollow(new_row: Callable[..., Any]) -> None:
+    rows = [new_row(m, a, "sst2", 0) for a in ("none", "sign_flip", "alie", "ipm") for m in ("fedavg", "gm")]
+    rows[2] = new_row("fedavg", "sign_flip", "sst2", 0, flags=["constant prediction"])
+    tables = result_tables(read_rows(rows)[0])
+    (axes,) = conditions_figure(tables, "sst2", "accuracy").axes
+    marks = [line for line in axes.get_lines() if line.get_marker() != "None"]
+    assert sorted(float(line.get_xdata()[0]) for line in marks) == pytest.approx(
+        sorted(100 * row["accuracy"] for row in rows)
+    )
+    assert [line.get_markerfacecolor() for line in marks].count("white") == 1
+    low, high = axes.get_xlim()
+    assert low <= min(100 * row["accuracy_low"] for row in rows)
+    assert high >= max(100 * row["accuracy_high"] for row in rows)
+    assert axes.get_yticklabels()[0].get_text() == "No malicious clients"
 
 
 def test_figures_leave_no_global_state() -> None:

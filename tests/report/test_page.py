@@ -161,6 +161,29 @@ def test_several_directories_make_one_page(tmp_path: Path, new_run: NewRun) -> N
     assert not (tmp_path / "gm" / "report.html").exists()
 
 
+def test_many_conditions_stand_in_a_table_and_a_figure_a_task(tmp_path: Path, new_run: NewRun) -> None:
+    attacks = ("none", "sign_flip", "alie", "ipm", "mimic")
+    methods = ("fedavg", "gm")
+    runs = [(method, attack) for attack in attacks for method in methods]
+    for method, attack in runs:
+        new_run(tmp_path / f"{method}-{attack}", method, attack)
+    page = write_report_for([tmp_path / f"{method}-{attack}" for method, attack in runs], tmp_path / "all")
+    text = page.read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert (outline.open, outline.unbalanced) == ([], [])
+    overview, folded, rest = text.partition("A table for each condition")
+    assert folded
+    assert rest.count('class="caption"') == len(attacks)
+    captions = re.findall(r'<p class="caption" [^>]*>(.*?)</p>', overview)
+    assert captions == [f"{task} under each condition" for task in ("sst2", "qqp", "qnli", "mnli")]
+    assert overview.count('<th class="method condition"') == 4 * len(attacks)
+    lines = (page.parent / "tables" / "conditions-qqp.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(runs)
+    figures = {file.name for file in (page.parent / "figures").glob("*.png")}
+    assert {f"{measure}-{task}.png" for measure in ("accuracy", "asr") for task in ("sst2", "mnli")} <= figures
+    assert not any(name.startswith("accuracy-alie") for name in figures)
+
+
 def test_an_out_directory_gets_the_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     assert write_report_for([tmp_path], tmp_path / "out") == tmp_path / "out" / "report.html"

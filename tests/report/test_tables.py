@@ -72,7 +72,7 @@ def test_no_rows_print_a_sentence() -> None:
 def test_csv_holds_one_line_a_method_and_task(rows: list[dict[str, Any]]) -> None:
     known, _ = read_rows(rows)
     table = result_tables(known)[1]
-    lines = list(csv.DictReader(io.StringIO(table_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(table_csv([table]))))
     assert len(lines) == 5 * 4
     line = next(line for line in lines if line["method"] == "eat" and line["task"] == "sst2")
     assert line["flags"] == "constant prediction: 98 % positive"

@@ -10,11 +10,12 @@ import contextlib
 import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fedeat.report.cells import Estimate, display_name, method_order
@@ -119,6 +120,49 @@ def accuracy_figure(table: ResultTable) -> Figure:
 def asr_figure(table: ResultTable) -> Figure:
     """Attack success rate by task and method with 95 % intervals under one condition (the paper's Fig. 4)."""
     return _bars(table, {key: cell.asr for key, cell in table.cells.items()}, "Attack success rate (%)")
+
+
+def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal["accuracy", "asr"]) -> Figure:
+    """Accuracy or attack success rate on one task, conditions down, a mark and its 95 % interval for each method."""
+    methods = method_order(method for table in tables for method in table.methods)
+    colours, shown = method_colours(methods), [table for table in tables if task in table.tasks]
+    step, handles, flagged = 0.8 / max(len(methods), 1), [], False
+    ends: list[float] = []
+    with style():
+        height = 1.0 + 0.13 * len(shown) * max(len(methods), 2)
+        figure = Figure(figsize=(PANEL_WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        for index, method in enumerate(methods):
+            look: dict[str, Any] = {"color": colours[method], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            for row, table in enumerate(shown):
+                cell = table.cells.get((method, task))
+                value = Estimate() if cell is None else getattr(cell, measure)
+                if cell is None or value.mean is None:
+                    continue
+                y, flagged = row + (index - (len(methods) - 1) / 2) * step, flagged or bool(cell.flags)
+                ends += [100 * end for end in (value.low, value.mean, value.high) if end is not None]
+                if value.low is not None and value.high is not None:
+                    axes.plot([100 * value.low, 100 * value.high], [y, y], color=colours[method], linewidth=1.1)
+                face = "white" if cell.flags else colours[method]
+                axes.plot([100 * value.mean], [y], markerfacecolor=face, linestyle="", zorder=3, **look)
+            handles.append(Line2D([], [], linestyle="", label=shorten(display_name(method)), **look))
+        if flagged:
+            hollow: dict[str, Any] = {"color": INK, "markerfacecolor": "white", "marker": "o", "markersize": 4}
+            handles.append(Line2D([], [], linestyle="", label=f"{FLAG} flagged", **hollow))
+        names = [table.condition.title.replace(" % malicious clients", " %") for table in shown]
+        axes.set_yticks(range(len(shown)), ["\n".join(textwrap.wrap(shorten(name, 44), 22)) for name in names])
+        axes.set_ylim(len(shown) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        # Marks, unlike bars, need no zero: the axis begins and ends at a multiple of ten around all intervals.
+        axes.set_xlim(
+            max(0, (min(ends, default=0) - 1) // 10 * 10), min(100, -(-(max(ends, default=100) + 1) // 10) * 10)
+        )
+        axes.set_xlabel("Accuracy (%)" if measure == "accuracy" else "Attack success rate (%)")
+        axes.grid(visible=True, axis="x")
+        axes.set_title(folded(task))
+        columns = legend_columns([str(handle.get_label()) for handle in handles], handle=4, limit=5)
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, handletextpad=0.1, columnspacing=0.9)
+    return figure
 
 
 def calibration_figure(points: Sequence[Mapping[str, Any]], recommended: float | None) -> Figure:

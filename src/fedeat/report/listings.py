@@ -8,10 +8,10 @@ from typing import Any
 
 from fedeat.evaluation.differences import Difference
 from fedeat.report.canvas import Canvas
-from fedeat.report.cells import Cell, Condition, Row, display_name, estimate, method_order
+from fedeat.report.cells import Condition, Row, display_name, estimate, method_order
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
-from fedeat.report.tables import ResultTable, interval, percent, spread, table_csv, write_csv
+from fedeat.report.tables import FEW, ResultTable, interval, percent, spread, table_csv, write_csv
 from fedeat.report.trade_offs import curve_points
 from fedeat.report.values import Record, client_ids, count, number, share
 
@@ -20,25 +20,49 @@ _SHOWN_LINES = 200
 _TEXT_LIMIT = 300
 
 
-def table_view(result: ResultTable, canvas: Canvas) -> dict[str, Any]:
-    def view(method: str, task: str) -> dict[str, Any] | None:
-        cell = result.cells.get((method, task))
-        return None if cell is None else _cell_view(cell, result, (method, task))
+def task_views(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
+    """A table a task where there are many conditions: these down, methods across."""
+    if len(tables) <= FEW:
+        return []
+    methods = method_order(method for result in tables for method in result.methods)
+    return [
+        {
+            "task": task,
+            "methods": [display_name(method) for method in methods],
+            "lines": [
+                (result.condition.title, [_cell_view(result, method, task) for method in methods])
+                for result in tables
+                if task in result.tasks
+            ],
+            "csv": canvas.csv(table_csv(tables, task), f"conditions-{task}"),
+        }
+        for task in dict.fromkeys(task for result in tables for task in result.tasks)
+    ]
 
+
+def table_view(result: ResultTable, canvas: Canvas) -> dict[str, Any]:
+    """One condition's table: methods down, tasks across."""
     return {
         "number": result.number,
         "title": result.condition.title,
         "tasks": result.tasks,
-        "lines": [(display_name(method), [view(method, task) for task in result.tasks]) for method in result.methods],
+        "lines": [
+            (display_name(method), [_cell_view(result, method, task) for task in result.tasks])
+            for method in result.methods
+        ],
         "footnotes": result.footnotes,
         "bold": bool(result.bold_accuracy or result.bold_asr),
         "verdicts": [_verdict(result, task) for task in result.tasks] if result.tested.differences else [],
         "seeds": max((cell.accuracy.seeds for cell in result.cells.values()), default=0),
-        "csv": canvas.csv(table_csv(result), f"table-{result.number}-{result.condition.short}"),
+        "csv": canvas.csv(table_csv([result]), f"table-{result.number}-{result.condition.short}"),
     }
 
 
-def _cell_view(cell: Cell, result: ResultTable, key: tuple[str, str]) -> dict[str, Any]:
+def _cell_view(result: ResultTable, method: str, task: str) -> dict[str, Any] | None:
+    key = method, task
+    cell = result.cells.get(key)
+    if cell is None:
+        return None
     return {
         "flags": cell.flags,
         "accuracy": percent(cell.accuracy.mean),

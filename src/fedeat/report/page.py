@@ -25,6 +25,7 @@ from fedeat.report.listings import (
     result_listing,
     round_listing,
     table_view,
+    task_views,
     timing_listing,
 )
 from fedeat.report.pictures import (
@@ -119,6 +120,7 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "shows_not": _set(shows_not(tables, records.rows)) if tables else [],
         "method_note": " ".join(_set([method_note(tables)])),
         "differences": difference_listing(tables, canvas),
+        "by_task": task_views(tables, canvas),
         "tables": [table_view(result, canvas) for result in tables],
         "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
         "costs": cost_listing(costs, canvas),

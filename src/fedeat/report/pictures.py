@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedeat.evaluation.outcomes import Measure
 from fedeat.report.canvas import Canvas, Panel
 from fedeat.report.cells import attack_name, display_name
-from fedeat.report.figures import accuracy_figure, asr_figure, folded
+from fedeat.report.figures import accuracy_figure, asr_figure, conditions_figure, folded
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import (
     accuracies,
@@ -21,7 +22,7 @@ from fedeat.report.round_figures import (
     weight_bounds,
     weights_figure,
 )
-from fedeat.report.tables import FLAG, ResultTable
+from fedeat.report.tables import FEW, FLAG, ResultTable
 from fedeat.report.trade_offs import curve_points, mean_curves, method_curves_figure, scatter_figure
 
 # A page of many conditions and seeds stays at two or three MB; the rest is in the figures folder.
@@ -31,22 +32,41 @@ _SHOWN_SCATTERS = 12
 
 
 def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
-    figures = []
-    for name, draw, words in (
-        ("accuracy", accuracy_figure, "Accuracy on unmodified texts"),
-        ("asr", asr_figure, "Attack success rate"),
-    ):
-        panels = [
-            canvas.panel(draw(item), f"{name}-{item.condition.short}", f"{words} by method, {item.condition.title}")
-            for item in tables
-        ]
-        if panels:
-            hatched = any(result.footnotes for result in tables)
-            extra = f" Hatched bars with {FLAG} are flagged and show no robustness." if hatched else ""
-            where = "table of the same title" if len(tables) > 1 else "table"
-            text = f"{words} by task and method, with 95 % intervals; the counts stand in the {where}.{extra}"
-            figures.append(_figure(text, panels))
-    return figures
+    """Accuracy and ASR: a panel a condition, or where there are many conditions a panel a task."""
+    if not tables:
+        return []
+    draw = _by_condition if len(tables) <= FEW else _by_task
+    return [
+        draw(tables, canvas, "accuracy", "Accuracy on unmodified texts"),
+        draw(tables, canvas, "asr", "Attack success rate"),
+    ]
+
+
+def _by_condition(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, words: str) -> dict[str, Any]:
+    draw = accuracy_figure if measure == "accuracy" else asr_figure
+    panels = [
+        canvas.panel(draw(item), f"{measure}-{item.condition.short}", f"{words} by method, {item.condition.title}")
+        for item in tables
+    ]
+    hatched = any(result.footnotes for result in tables)
+    extra = f" Hatched bars with {FLAG} are flagged and show no robustness." if hatched else ""
+    where = "table of the same title" if len(tables) > 1 else "table"
+    text = f"{words} by task and method, with 95 % intervals; the counts stand in the {where}.{extra}"
+    return _figure(text, panels)
+
+
+def _by_task(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, words: str) -> dict[str, Any]:
+    panels = [
+        canvas.panel(
+            conditions_figure(tables, task, measure),
+            f"{measure}-{task}",
+            f"{words} by condition and method on {task}",
+        )
+        for task in dict.fromkeys(task for table in tables for task in table.tasks)
+    ]
+    hollow = any(result.footnotes for result in tables)
+    extra = f" Hollow marks are flagged ({FLAG}) and show no robustness." if hollow else ""
+    return _figure(f"{words} under each condition by method, with 95 % intervals.{extra}", panels)
 
 
 def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ from fedeat.report.cells import (
 from fedeat.report.differences import Comparisons
 
 FLAG = "†"
+FEW = 3
+"""More conditions than these are read side by side, a table a task, before each has a table of its own."""
 _CSV_COLUMNS = (
     "method", "attack", "byzantine_fraction", "partition", "task", "seeds",
     "accuracy", "accuracy_low", "accuracy_high", "accuracy_deviation", "benign",
@@ -59,15 +61,20 @@ class ResultTable:
     bold_accuracy: frozenset[tuple[str, str]]
     bold_asr: frozenset[tuple[str, str]]
 
+    def ordered(self) -> list[tuple[tuple[str, str], Cell]]:
+        """The cells that were measured with their (method, task), methods slowest."""
+        keys = [(method, task) for method in self.methods for task in self.tasks]
+        return [(key, self.cells[key]) for key in keys if key in self.cells]
+
     @property
     def footnotes(self) -> list[tuple[str, str]]:
         """One (method, what was flagged on which tasks) for each method with a flag."""
         notes = []
         for method in self.methods:
             parts = [
-                f"{task} ({'; '.join(self.cells[method, task].flags)})"
-                for task in self.tasks
-                if (method, task) in self.cells and self.cells[method, task].flags
+                f"{task} ({'; '.join(cell.flags)})"
+                for (name, task), cell in self.ordered()
+                if name == method and cell.flags
             ]
             if parts:
                 notes.append((display_name(method), ", ".join(parts)))
@@ -152,18 +159,17 @@ def verdict(result: ResultTable) -> str:
     return f"{shown} of {count} comparisons of two methods show a difference; of the rest none is shown."
 
 
-def table_csv(result: ResultTable) -> str:
-    """The table in long form, one line a method and task, shares in 0..1."""
+def table_csv(tables: Sequence[ResultTable], task: str | None = None) -> str:
+    """Tables in long form, one line a condition, method and task, shares in 0..1; of one task or of all."""
     lines: list[Sequence[object]] = []
-    for method in result.methods:
-        for task in result.tasks:
-            cell = result.cells.get((method, task))
-            if cell is None:
+    for result in tables:
+        for (method, name), cell in result.ordered():
+            if task not in (None, name):
                 continue
             accuracy, asr = cell.accuracy, cell.asr
             lines.append(
                 (
-                    method, result.condition.attack, result.condition.fraction, result.condition.partition, task,
+                    method, result.condition.attack, result.condition.fraction, result.condition.partition, name,
                     accuracy.seeds,
                     accuracy.mean, accuracy.low, accuracy.high, accuracy.deviation, cell.benign,
                     asr.mean, asr.low, asr.high, asr.deviation, asr.seeds, cell.broken, cell.benign_correct, cell.pairs,
