@@ -36,6 +36,8 @@ from fedeat.report.reading import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("sst2", "qqp", "qnli", "mnli")
+HELD_OUT = 800
+"""Rows of a task that settings of the language model are chosen by."""
 ATTACKS = ("sign_flip", "gaussian", "label_flip", "ipm", "alie", "mimic", "min_max", "adaptive", "backdoor")
 
 
@@ -111,12 +113,17 @@ def prepare(study: str, shared: Path, out: Path) -> None:
 
 
 def write_second_halves(shared: Path, out: Path) -> None:
-    """OUT/data/<task>.jsonl: the rows of each train file that scripts/train_base_model.py leaves for the clients."""
+    """OUT/data/<task>.jsonl: the rows of each train file that scripts/train_base_model.py leaves for the clients.
+
+    Its last rows are in <task>-held.jsonl too, and the others in <task>-fit.jsonl, for choosing settings by.
+    """
     (out / "data").mkdir(parents=True, exist_ok=True)
     for task in TASKS:
         with gzip.open(shared / "data" / f"{task}_train.jsonl.gz", "rt", encoding="utf-8") as file:
             lines = [line for line in file if line.strip()]
-        (out / "data" / f"{task}.jsonl").write_text("".join(lines[len(lines) // 2 :]), encoding="utf-8")
+        kept = lines[len(lines) // 2 :]
+        for name, rows in (("", kept), ("-fit", kept[:-HELD_OUT]), ("-held", kept[-HELD_OUT:])):
+            (out / "data" / f"{task}{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 def load(name: str, given: argparse.Namespace, study: Study) -> config.Config:

@@ -82,11 +82,15 @@ def test_every_study_has_its_configurations_and_a_title(advglue: Any) -> None:
         assert all((BENCHMARKS.parent / "configs" / "real" / f"{name}.toml").is_file() for name in study.files)
 
 
-def test_the_clients_of_a_language_model_hold_what_its_base_has_not_seen(advglue: Any, tmp_path: Path) -> None:
+def test_the_clients_of_a_language_model_hold_what_its_base_has_not_seen(
+    advglue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advglue, "HELD_OUT", 1)
     (tmp_path / "data").mkdir()
     for task in advglue.TASKS:
         with gzip.open(tmp_path / "data" / f"{task}_train.jsonl.gz", "wt") as file:
             file.write("".join(json.dumps({"row": number}) + "\n" for number in range(5)))
     advglue.write_second_halves(tmp_path, tmp_path / "out")
-    lines = (tmp_path / "out" / "data" / "sst2.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == [2, 3, 4]
+    for name, rows in (("sst2", [2, 3, 4]), ("sst2-fit", [2, 3]), ("mnli-held", [4])):
+        lines = (tmp_path / "out" / "data" / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["row"] for line in lines] == rows
