@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from fedeat import records
-from fedeat.config import load
+from fedeat.config import Config, load
 from fedeat.errors import ConfigError, RecordError
 from fedeat.experiment import comparison
 from fedeat.experiment.side_by_side import Outcome, run_jobs
@@ -147,10 +147,24 @@ def test_results_do_not_depend_on_processes_and_finished_cells_are_not_run_again
     assert {cell for cell, stage, _, _ in told if stage == "train"} == {"gm-sign_flip-0.25-seed0"}
 
 
+def test_a_grid_may_gain_variants_but_not_change_them(make_config: MakeConfig, tmp_path: Path) -> None:
+    def grid(**variants: dict[str, str]) -> Config:
+        section = {"methods": ["x"], "attacks": [], "fractions": [0.0], "seeds": [0]}
+        return load(make_config(federation={"rounds": 1}, compare={**section, "variants": variants}))
+
+    krum, clipping = {"aggregation.rule": "krum"}, {"aggregation.rule": "centred_clipping"}
+    (first,) = comparison.compare(grid(x=krum), tmp_path)
+    assert comparison.compare(grid(x=krum, y=clipping), tmp_path) == [first]
+    with pytest.raises(RecordError, match=r"\(compare\.variants\.x\.aggregation\.rule differs\)"):
+        comparison.compare(grid(x=clipping), tmp_path)
+    with pytest.raises(RecordError, match=r"\(compare\.variants\.y\.aggregation\.rule differs\)"):
+        comparison.compare(grid(x=krum, y=krum), tmp_path)  # y was named before, if not run
+
+
 def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
     path, out = make_config(compare=SMALL), tmp_path / "out"
     code = (
-        "from pathlib import Path\nfrom fedeat.config import load\nfrom fedeat.experiment import comparison\n"
+        "from pathlib import Path\nfrom fedeat.config import Config, load\nfrom fedeat.experiment import comparison\n"
         f"if __name__ == '__main__': comparison.compare(load(Path({str(path)!r})), Path({str(out)!r}))\n"
     )
     script = tmp_path / "script.py"

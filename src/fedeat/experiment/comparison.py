@@ -32,6 +32,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 _MAY_GROW = frozenset({"methods", "attacks", "fractions", "seeds", "base", "processes"})
 """Keys of [compare] that say which cells run, and how many at once, but not what one is."""
+_MAY_GAIN = ("variants", "partitions")
+"""Tables of [compare] that a larger grid may add to; what a name stands for stays."""
 
 CellProgress: TypeAlias = Callable[[str, str, int, int], None]
 """Called with a cell's name, what it is doing, how much is done, and of how much; first once with "", "planned", 0 and
@@ -168,15 +170,20 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
 
 def _claim(directory: Path, config: Config) -> None:
     file = directory / "config.toml"
-    text = to_toml(config)
     if file.is_file():
-        before, after = (_what_is_compared(raw) for raw in (records.read_config(file), tomllib.loads(text)))
-        if changes := records.changed_keys(before, after):
+        before = records.read_config(file)
+        earlier = {table: before.get("compare", {}).get(table, {}) for table in _MAY_GAIN}
+        asked = config.compare.model_dump(mode="json", include=set(_MAY_GAIN))
+        # Names of cells that are there already stay known, so that no later grid can give them another meaning.
+        config = with_values(config, {f"compare.{table}": earlier[table] | asked[table] for table in _MAY_GAIN})
+        gained = {f"compare.{table}.{name}" for table in _MAY_GAIN for name in asked[table].keys() - earlier[table]}
+        changes = records.changed_keys(_what_is_compared(before), _what_is_compared(tomllib.loads(to_toml(config))))
+        if changes := [key for key in changes if key not in gained]:
             raise RecordError(
                 f"{directory} holds another comparison, or a run{records.differing(changes)}. Choose another "
                 "directory, or remove this one."
             )
-    records.write_text(file, text)
+    records.write_text(file, to_toml(config))
 
 
 def _what_is_compared(raw: dict[str, Any]) -> dict[str, Any]:
