@@ -182,7 +182,7 @@ def _baseline(tables: Sequence[ResultTable]) -> str:
 
 
 def _backdoors(records: Records) -> str:
-    """Success of the trigger by task and method, a mean over seeds, beside the same texts without it."""
+    """Success of the trigger by task and method over seeds, beside the same texts without it."""
     rows = [row for row in records.rows if row.backdoor is not None]
     methods = method_order(row.method for row in rows)
     lines = []
@@ -190,18 +190,21 @@ def _backdoors(records: Records) -> str:
         cells = []
         for method in methods:
             own = [row for row in rows if (row.task, row.method) == (task, method)]
-            success, clean = (
-                math.fsum(getattr(row, name) for row in own) / len(own) if own else None
-                for name in ("backdoor", "backdoor_clean")
+            values = [row.backdoor or 0.0 for row in own]
+            clean = [row.backdoor_clean or 0.0 for row in own]
+            cells.append(
+                f"{percent(_mean(values))} ({percent(min(values))} to {percent(max(values))}); {percent(_mean(clean))}"
+                if own
+                else ""
             )
-            cells.append(f"{percent(success)} ({percent(clean)})" if own else "")
         lines.append(f"| {task} | {' | '.join(cells)} |")
     if not lines:
         return ""
     head = f"| | {' | '.join(map(display_name, methods))} |\n| --- |{' ---: |' * len(methods)}"
     return (
-        "Texts of other classes that get the target's answer with the trigger in front, and in brackets the same texts "
-        f"without it, in percent, a mean over seeds.\n\n{head}\n" + "\n".join(lines)
+        "Texts of other classes that get the target's answer with the trigger in front, in percent: a mean over seeds, "
+        "in brackets the least and the most of a seed; then the mean for the same texts without it.\n\n"
+        f"{head}\n" + "\n".join(lines)
     )
 
 
