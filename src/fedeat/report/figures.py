@@ -29,7 +29,8 @@ GREY = "#9A9A9A"
 INK = "#222222"
 METHOD_COLOURS = {"base": GREY, "fedavg": ORANGE, "eat": SKY, "gm": GREEN, "fedeat": BLUE}
 _SPARE_COLOURS = (PURPLE, VERMILLION, "#000000", YELLOW)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+METHOD_MARKERS = {"base": "X", "fedavg": "o", "eat": "s", "gm": "^", "fedeat": "D"}
+_SPARE_MARKERS = ("v", "P", "*", "<", ">", "p", "h")
 PANEL_WIDTH = 4.2  # inches; 403 CSS pixels, so 8 pt text stays above 7 pt on a 360 pixel phone
 
 _STYLE: Any = {
@@ -90,9 +91,18 @@ def png(figure: Figure) -> bytes:
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
     """A colour for each method, the same on every figure of a page."""
-    others = [method for method in method_order(methods) if method not in METHOD_COLOURS]
-    spare = {method: _SPARE_COLOURS[index % len(_SPARE_COLOURS)] for index, method in enumerate(others)}
-    return {method: METHOD_COLOURS.get(method) or spare[method] for method in method_order(methods)}
+    return _looks(methods, METHOD_COLOURS, _SPARE_COLOURS)
+
+
+def method_markers(methods: Sequence[str]) -> dict[str, str]:
+    """A marker for each method, the same on every figure of a page."""
+    return _looks(methods, METHOD_MARKERS, _SPARE_MARKERS)
+
+
+def _looks(methods: Sequence[str], known: Mapping[str, str], spare: Sequence[str]) -> dict[str, str]:
+    ordered = method_order(methods)
+    others = [method for method in ordered if method not in known]
+    return {method: known.get(method) or spare[others.index(method) % len(spare)] for method in ordered}
 
 
 def shorten(text: str, limit: int = 24) -> str:
@@ -125,7 +135,8 @@ def asr_figure(table: ResultTable) -> Figure:
 def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal["accuracy", "asr"]) -> Figure:
     """Accuracy or attack success rate on one task, conditions down, a mark and its 95 % interval for each method."""
     methods = method_order(method for table in tables for method in table.methods)
-    colours, shown = method_colours(methods), [table for table in tables if task in table.tasks]
+    colours, markers = method_colours(methods), method_markers(methods)
+    shown = [table for table in tables if task in table.tasks]
     step, handles, flagged = 0.8 / max(len(methods), 1), [], False
     ends: list[float] = []
     with style():
@@ -133,7 +144,7 @@ def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal
         figure = Figure(figsize=(PANEL_WIDTH, height), layout="constrained")
         axes = figure.subplots()
         for index, method in enumerate(methods):
-            look: dict[str, Any] = {"color": colours[method], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            look: dict[str, Any] = {"color": colours[method], "marker": markers[method], "markersize": 4}
             for row, table in enumerate(shown):
                 cell = table.cells.get((method, task))
                 value = Estimate() if cell is None else getattr(cell, measure)
@@ -189,7 +200,7 @@ def calibration_figure(points: Sequence[Mapping[str, Any]], recommended: float |
                 shown = [pair for pair in usable if pair[0] > 0]
                 axes.plot(
                     [radius for radius, _ in shown], [value for _, value in shown],
-                    color=colour, marker=MARKERS[index], markersize=4, linewidth=1.4, label=name,
+                    color=colour, marker="os"[index], markersize=4, linewidth=1.4, label=name,
                 )  # fmt: skip
                 for _, value in (pair for pair in usable if pair[0] == 0):
                     axes.axhline(value, color=colour, linestyle=":", linewidth=0.9)

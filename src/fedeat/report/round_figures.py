@@ -21,7 +21,6 @@ from fedeat.report.figures import (
     GREEN,
     GREY,
     INK,
-    MARKERS,
     ORANGE,
     PANEL_WIDTH,
     PURPLE,
@@ -31,6 +30,7 @@ from fedeat.report.figures import (
     folded,
     legend_columns,
     method_colours,
+    method_markers,
     shorten,
     style,
 )
@@ -53,7 +53,7 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
         title: panel title.
         label: label of the vertical axis.
     """
-    colours = method_colours(list(series))
+    colours, markers = method_colours(list(series)), method_markers(list(series))
     if not any(name in ("fedavg", "eat", "gm", "fedeat") for name in series):
         palette = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY)
         colours = {name: palette[index % len(palette)] for index, name in enumerate(series)}
@@ -68,7 +68,7 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
             values += [value for found in present for value in found]
             axes.plot(
                 rounds, means, _LINES[index % len(_LINES)], color=colours[name], linewidth=1.6, markersize=4,
-                marker=MARKERS[index % len(MARKERS)], markevery=max(1, len(rounds) // 12),
+                marker=markers[name], markevery=max(1, len(rounds) // 12),
                 label=shorten(display_name(name)),
             )  # fmt: skip
             if len(runs) > 1:

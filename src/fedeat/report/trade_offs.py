@@ -14,12 +14,12 @@ from fedeat.report.figures import (
     BLUE,
     GREY,
     INK,
-    MARKERS,
     PANEL_WIDTH,
     VERMILLION,
     folded,
     legend_columns,
     method_colours,
+    method_markers,
     shorten,
     style,
 )
@@ -102,14 +102,13 @@ def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], titl
         curves: method -> its points, as `robustness_figure` takes them, of one task and kind.
         title: of the panel.
     """
-    colours = method_colours(list(curves))
+    colours, markers = method_colours(list(curves)), method_markers(list(curves))
     with style():
         figure = Figure(figsize=(PANEL_WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
         for index, (method, points) in enumerate(curves.items()):
-            marker = MARKERS[index % len(MARKERS)]
             line = ("-", "--", "-.", ":")[index % 4]
-            _curve(axes, points, shorten(display_name(method)), colours[method], marker, line)
+            _curve(axes, points, shorten(display_name(method)), colours[method], markers[method], line)
         _radius_axes([axes], [float(point["radius"]) for points in curves.values() for point in points])
         axes.set_title(title)
         names = [shorten(display_name(method)) for method in curves]
@@ -120,11 +119,11 @@ def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], titl
 
 def scatter_figure(table: ResultTable, task: str) -> Figure:
     """Accuracy against attack success rate of every method on one task, with both intervals; up and left is better."""
-    colours = method_colours(table.methods)
+    colours, markers = method_colours(table.methods), method_markers(table.methods)
     with style():
         figure = Figure(figsize=(PANEL_WIDTH, 3.1), layout="constrained")
         axes = figure.subplots()
-        for index, method in enumerate(table.methods):
+        for method in table.methods:
             cell = table.cells.get((method, task))
             if cell is None or cell.accuracy.mean is None or cell.asr.mean is None:
                 continue
@@ -137,7 +136,7 @@ def scatter_figure(table: ResultTable, task: str) -> Figure:
             name = shorten(display_name(method)) + (f" {FLAG}" if cell.flags else "")
             face = "white" if cell.flags else colours[method]
             axes.plot(
-                [x], [y], MARKERS[index % len(MARKERS)], color=colours[method], markerfacecolor=face, markersize=7,
+                [x], [y], markers[method], color=colours[method], markerfacecolor=face, markersize=7,
                 label=name, zorder=3,
             )  # fmt: skip
         axes.set_xlabel("Attack success rate (%), lower is better")
