@@ -215,9 +215,10 @@ def _command(study: str, records: Records, tasks: Sequence[str]) -> str:
     words += ["--out", "runs/lm" if study == "language-model" else "runs/advglue"]
     if study != "heterogeneity" and len(tasks) < len(BASELINE):
         words += ["--tasks", *tasks]
-    attacked = {run.rows[0].method for run in finished if run.condition.attack != "none"}
-    if attacked and attacked != set(METHODS):
-        words += ["--methods", *method_order(attacked)]
+    attacked = [run for run in finished if run.condition.attack != "none"]
+    methods = {run.rows[0].method for run in attacked or finished}
+    if methods != set(METHODS):
+        words += ["--methods", *method_order(methods)]
     seeds = sorted({run.seed for run in finished if run.seed is not None})
     return shlex.join([*words, "--seeds", *map(str, seeds), "--results", "docs/results"])
 

@@ -57,9 +57,7 @@ def test_a_page_is_made_of_what_is_finished_and_keeps_its_reading(advglue: Any, 
     assert "], 2 seeds |" in text
     assert "3 runs; training took" in text
     assert "1 more were not finished when this page was made." in text.replace("\n  ", " ")
-    assert (
-        "--study ablation --shared ../shared --out runs/advglue --tasks sst2 --seeds 0 1 --results docs/results" in text
-    )
+    assert "--out runs/advglue --tasks sst2 --methods fedavg gm --seeds 0 1 --results docs/results" in text
     page.write_text(text + "\nWhat a person wrote.\n")
     advglue.main(["--study", "ablation", *command])
     assert page.read_text() == text + "\nWhat a person wrote.\n"
