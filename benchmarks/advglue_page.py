@@ -183,15 +183,15 @@ def _baseline(tables: Sequence[ResultTable]) -> str:
 
 def _backdoors(records: Records) -> str:
     """Success of the trigger by task and method over seeds, beside the same texts without it."""
-    rows = [row for row in records.rows if row.backdoor is not None]
+    rows = [row for row in records.rows if None not in (row.backdoor, row.backdoor_clean)]
     methods = method_order(row.method for row in rows)
     lines = []
     for task in dict.fromkeys(row.task for row in rows):
         cells = []
         for method in methods:
             own = [row for row in rows if (row.task, row.method) == (task, method)]
-            values = [row.backdoor or 0.0 for row in own]
-            clean = [row.backdoor_clean or 0.0 for row in own]
+            values = [row.backdoor for row in own if row.backdoor is not None]
+            clean = [row.backdoor_clean for row in own if row.backdoor_clean is not None]
             cells.append(
                 f"{percent(_mean(values))} ({percent(min(values))} to {percent(max(values))}); {percent(_mean(clean))}"
                 if own

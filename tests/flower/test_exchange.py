@@ -60,8 +60,8 @@ def test_failures_and_silence_have_their_reasons(local_grid: Any) -> None:
     assert str(answers[12]).startswith("failed: RuntimeError")
     assert str(answers[450]).startswith("did not answer within 0 s")
     # An error is no answer that starts the grace.
-    began = asked(local_grid({907: double, 12: broken, 450: silent, 33: silent}), Patience(0.2, 2, 0.0))
-    assert began[33] == "did not answer within 0 s"
+    unfinished = asked(local_grid({907: double, 12: broken, 450: silent, 33: silent}), Patience(0.2, 2, 0.0))
+    assert unfinished[33] == "did not answer within 0 s"
 
 
 def test_a_reply_counts_only_for_the_node_that_was_asked(local_grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
