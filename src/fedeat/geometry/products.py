@@ -141,8 +141,8 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
 
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle, in main memory."""
-    triangle = np.triu(upper.cpu().numpy())
-    return torch.from_numpy(triangle + np.triu(triangle, 1).T)
+    upper = upper.cpu()
+    return upper.triu() + upper.triu(1).T
 
 
 def length(piece: Piece) -> int:
