@@ -190,7 +190,7 @@ def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path:
 
 
 def test_a_cell_that_fails_is_named_and_the_others_finish(
-    make_config: MakeConfig, tmp_path: Path, sentiment_files: dict[str, Path]
+    make_config: MakeConfig, tmp_path: Path, sentiment_files: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     section = {
         "methods": ["fedavg", "greedy", "gm"],
@@ -202,6 +202,8 @@ def test_a_cell_that_fails_is_named_and_the_others_finish(
     assert message.startswith("1 of 3 cells failed; the others are in")
     assert "\n  - greedy-none-0-seed0: " in message
     assert "holds no config.json" in message
+    (told,) = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert told.startswith("greedy-none-0-seed0 failed: ")  # as it happens, hours before the others may end
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["method"] for row in rows] == ["fedavg", "gm"]
 

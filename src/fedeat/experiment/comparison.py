@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from fedeat.config import Config, to_toml, with_values
 from fedeat.errors import ConfigError, FedeatError, RecordError
 from fedeat.experiment import federation
 from fedeat.experiment.side_by_side import Job, Tell, run_jobs
+
+_log = logging.getLogger(__name__)
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {"perturbation.kind": "none", "aggregation.rule": "mean", "aggregation.byzantine": None},
@@ -156,6 +159,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
                     finished[name] = outcome.value
                 else:
                     failures[name] = outcome.failure
+                    _log.warning("%s failed: %s", name, outcome.failure)
                 tell(name, "failed" if name in failures else "finished", 1, 1)
         rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
         records.write_json(directory / "results.json", rows)
