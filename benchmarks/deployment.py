@@ -46,9 +46,9 @@ ROLES = {
     "ray::": "simulated client",
     "raylet": "Ray",
     "gcs_server": "Ray",
-    "fedeat.cli run": "run",
-    "fedeat.cli join": "join",
-    "fedeat.cli serve": "serve",
+    "-m fedeat run": "run",
+    "-m fedeat join": "join",
+    "-m fedeat serve": "serve",
 }
 """What a command line holds -> what the process is."""
 
@@ -260,7 +260,7 @@ def processor() -> str:
 
 def fedeat(*words: object) -> list[str]:
     """The command line of this environment."""
-    return [sys.executable, "-m", "fedeat.cli", *map(str, words)]
+    return [sys.executable, "-m", "fedeat", *map(str, words)]
 
 
 def start(place: Path, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ import peft
 import pytest
 import transformers
 
-from fedeat import cli, experiment, terminal
+from fedeat import __version__, cli, experiment, terminal
 from fedeat.errors import explanation
 
 MakeConfig: TypeAlias = Callable[..., Path]
@@ -67,6 +67,10 @@ def test_each_command_explains_itself_with_an_example_or_its_outputs(command: st
     assert (code, err) == (0, "")
     assert f"fedeat {command}" in out
     assert "Example:" in out or "Writes" in out
+
+
+def test_version_is_the_package_s(fedeat: Fedeat) -> None:
+    assert fedeat("--version") == (0, f"fedeat {__version__}\n", "")
 
 
 def test_help_names_every_command_and_the_exit_codes(fedeat: Fedeat) -> None:
@@ -403,7 +407,7 @@ def test_ctrl_c_ends_a_comparison_and_its_processes_at_once(make_config: MakeCon
     # A shell lets its background jobs ignore Ctrl-C, and their children with them; a handler is not inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedeat.cli", "compare", str(path), "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "fedeat", "compare", str(path), "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

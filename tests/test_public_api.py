@@ -33,6 +33,7 @@ LAYERS = (
     {"flower"},
     {"terminal"},
     {"cli"},
+    {"__main__"},
 )
 
 FILES = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py"]

@@ -32,6 +32,8 @@ from fedeat.errors import (
 from fedeat.perturbation import fgsm, pgd, random
 from fedeat.updates import ClientUpdate, Rejection
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Aggregate",
     "ClientUpdate",

@@ -37,6 +37,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedeat import __version__
 from fedeat.errors import RecordError
 from fedeat.updates import Adapter
 
@@ -277,7 +278,7 @@ def environment(threads: int) -> dict[str, Any]:
     """Versions, processor, threads and command of this process."""
     packages = ("torch", "transformers", "peft", "numpy")
     return {
-        "fedeat": _version("fedeat"),
+        "fedeat": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),

@@ -26,7 +26,7 @@ SECONDS = 400.0
 
 
 def fedeat(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "fedeat.cli", *map(str, words)]
+    return [sys.executable, "-m", "fedeat", *map(str, words)]
 
 
 def digest(directory: Path) -> str:

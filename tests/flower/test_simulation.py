@@ -23,7 +23,7 @@ def test_a_simulation_leaves_the_bytes_of_a_run_in_one_process(make_config: Make
         secure_aggregation={"enabled": True, "max_sums": 4},
     )
     for engine in ("in-process", "flower-simulation"):
-        command = [sys.executable, "-m", "fedeat.cli", "run", str(file), "--out", str(tmp_path / engine)]
+        command = [sys.executable, "-m", "fedeat", "run", str(file), "--out", str(tmp_path / engine)]
         done = subprocess.run(
             [*command, "--engine", engine], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

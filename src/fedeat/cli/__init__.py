@@ -16,8 +16,11 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Annotated
 
-from fedeat import terminal
+import typer
+
+from fedeat import __version__, terminal
 from fedeat.cli.application import app
 from fedeat.cli.measuring import attack, evaluate, refusal, report_
 from fedeat.cli.nodes import join, keys, serve
@@ -27,6 +30,22 @@ from fedeat.errors import FedeatError, explanation
 __all__ = ["app", "main"]
 
 _STOPPED = 130
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        terminal.out.print(f"fedeat {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `fedeat` itself."""
+
 
 for command in (run, compare, evaluate, attack, refusal, calibrate, report_, demo, keys, serve, join):
     app.command(command.__name__.rstrip("_"))(command)

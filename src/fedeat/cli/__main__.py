@@ -1,5 +1,0 @@
-"""`python -m fedeat.cli`, for where the command is not on the path."""
-
-from fedeat.cli import main
-
-main()
