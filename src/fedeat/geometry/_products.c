@@ -98,28 +98,36 @@ INLINE float lane_sum(const void *vector, size_t bytes)
         }                                                                                                              \
     }
 
+/* sum[k] += sum_i w[i] * x[i][k] of eight rows, for k in first..last. */
+INLINE void add_eight(const float *const *x, const float *w, size_t first, size_t last, float *restrict sum)
+{
+    const float *p = x[0], *q = x[1], *r = x[2], *s = x[3], *t = x[4], *u = x[5], *v = x[6], *z = x[7];
+    for (size_t k = first; k < last; k++)
+        sum[k] += ((w[0] * p[k] + w[1] * q[k]) + (w[2] * r[k] + w[3] * s[k])) +
+                  ((w[4] * t[k] + w[5] * u[k]) + (w[6] * v[k] + w[7] * z[k]));
+}
+
 /* Defines NAME(rows, weights, n, columns, out): out = sum_i weights[i] * rows[i], in float32.
  *
- * Eight rows at a time, over columns that stay in the first cache.
+ * Eight rows at a time, over columns that stay in the first cache, while those of the next round come to the second.
  */
 #define DEFINE_COMBINATION(NAME, TARGET)                                                                               \
     TARGET static void NAME(const float *const *rows, const float *weights, size_t n, size_t columns, float *out)      \
     {                                                                                                                  \
-        const size_t chunk = 2048;                                                                                     \
+        const size_t chunk = 2048, line = 16;                                                                          \
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
-            size_t size = columns - begin < chunk ? columns - begin : chunk, i = 0;                                    \
-            float *restrict sum = out + begin;                                                                         \
-            memset(sum, 0, size * sizeof(float));                                                                      \
+            size_t end = columns - begin < chunk ? columns : begin + chunk, i = 0;                                     \
+            memset(out + begin, 0, (end - begin) * sizeof(float));                                                     \
             for (; i + 8 <= n; i += 8) {                                                                               \
-                const float *const *x = rows + i, *w = weights + i;                                                    \
-                const float *p = x[0] + begin, *q = x[1] + begin, *r = x[2] + begin, *s = x[3] + begin;                \
-                const float *t = x[4] + begin, *u = x[5] + begin, *v = x[6] + begin, *z = x[7] + begin;                \
-                for (size_t k = 0; k < size; k++)                                                                      \
-                    sum[k] += ((w[0] * p[k] + w[1] * q[k]) + (w[2] * r[k] + w[3] * s[k])) +                            \
-                              ((w[4] * t[k] + w[5] * u[k]) + (w[6] * v[k] + w[7] * z[k]));                             \
+                size_t k = begin;                                                                                      \
+                for (; k + line <= end; k += line) {                                                                   \
+                    UNROLL for (size_t t = i; t < i + 8; t++) __builtin_prefetch(rows[t] + k + chunk, 0, 2);           \
+                    add_eight(rows + i, weights + i, k, k + line, out);                                                \
+                }                                                                                                      \
+                add_eight(rows + i, weights + i, k, end, out);                                                         \
             }                                                                                                          \
             for (; i < n; i++)                                                                                         \
-                for (size_t k = 0; k < size; k++) sum[k] += weights[i] * rows[i][begin + k];                           \
+                for (size_t k = begin; k < end; k++) out[k] += weights[i] * rows[i][k];                                \
         }                                                                                                              \
     }
 
