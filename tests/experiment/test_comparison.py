@@ -146,6 +146,11 @@ def test_results_do_not_depend_on_processes_and_finished_cells_are_not_run_again
     assert [row["method"] for row in more] == ["fedavg", "gm", "fedeat"]
     assert {cell for cell, stage, _, _ in told if stage == "train"} == {"gm-sign_flip-0.25-seed0"}
 
+    # A smaller one returns its own rows, and results.json keeps the others behind them.
+    assert comparison.compare(two, tmp_path / "one") == rows
+    written = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert written == [*rows, more[1]]
+
 
 def test_a_grid_may_gain_variants_but_not_change_them(make_config: MakeConfig, tmp_path: Path) -> None:
     def grid(**variants: dict[str, str]) -> Config:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -118,7 +118,7 @@ def _not_fedeat(config: Config) -> list[str]:
 
 
 def compare(config: Config, directory: Path, *, progress: CellProgress | None = None) -> list[evaluation.Row]:
-    """Runs every cell that is not finished and writes results.json.
+    """Runs every cell that is not finished and writes results.json, of these cells and of any others that lie there.
 
     Args:
         config: what to compare.
@@ -141,6 +141,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
         _claim(directory, config)
         records.write_json(directory / "environment.json", records.environment(threads))
         jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
+        kept = _rows_beside(directory, {cell.name for cell in jobs})
         tell("", "planned", 0, len(jobs))
         finished: dict[str, list[evaluation.Row]] = {}
         waiting: dict[str, Job[list[evaluation.Row]]] = {}
@@ -161,8 +162,8 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
                     failures[name] = outcome.failure
                     _log.warning("%s failed: %s", name, outcome.failure)
                 tell(name, "failed" if name in failures else "finished", 1, 1)
-        rows = [{**row, "run": f"runs/{cell.name}"} for cell in jobs for row in finished.get(cell.name, [])]
-        records.write_json(directory / "results.json", rows)
+        rows = [row for cell in jobs for row in _located(cell.name, finished.get(cell.name, []))]
+        records.write_json(directory / "results.json", [*rows, *kept])
     if failures:
         listing = "".join(f"\n  - {cell.name}: {failures[cell.name]}" for cell in jobs if cell.name in failures)
         raise CellsFailed(
@@ -170,6 +171,19 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
             f"Run the same command again to try them once more.{listing}"
         )
     return rows
+
+
+def _rows_beside(directory: Path, names: Collection[str]) -> list[evaluation.Row]:
+    """Rows of finished cells under other names: results.json is of all that a directory holds, grid after grid."""
+    places = sorted((directory / "runs").glob("*/evaluation.json"))
+    others = [
+        (file.parent.name, records.read_evaluation(file.parent)) for file in places if file.parent.name not in names
+    ]
+    return [row for name, found in others if found is not None for row in _located(name, found["rows"])]
+
+
+def _located(name: str, rows: Iterable[evaluation.Row]) -> list[evaluation.Row]:
+    return [{**row, "run": f"runs/{name}"} for row in rows]
 
 
 def _claim(directory: Path, config: Config) -> None:
