@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from fedeat.data import Batch, Example
-from fedeat.model import AdaptedModel, Lora
+from fedeat.model import AdaptedModel, Lora, lora_paths
 from fedeat.model.lora_paths import fused, plain_layers, routed
 from fedeat.passes import attacked, trained
 
@@ -75,6 +76,21 @@ def test_interrupted_ascent_leaves_base_and_adapter_as_they_were(
             raise KeyboardInterrupt
         assert_untouched(model, before)
         assert all(parameter.requires_grad for parameter in model.adapter_parameters().values())
+
+
+@pytest.mark.parametrize(("base", "ascent"), [("bfloat16", None), ("float32", "bfloat16")])
+def test_weights_merged_in_parts_are_rounded_once_and_the_base_stays(
+    load: Load, monkeypatch: pytest.MonkeyPatch, base: str, ascent: str | None
+) -> None:
+    monkeypatch.setattr(lora_paths, "_MERGED_AT_ONCE", {"cpu": 100})  # a few rows, which do not divide all
+    model = load("mistral", dtype=base, attack_dtype=ascent)
+    layers = plain_layers(model.network)
+    before = snapshot(model)
+    expected = [layer.base_layer.weight.float() + layer.get_delta_weight("default").float() for layer in layers]
+    with model.attacking():
+        for layer, whole in zip(layers, expected, strict=True):
+            assert_close(layer.base_layer.weight.float(), whole, rtol=2**-8, atol=0)
+    assert_untouched(model, before)
 
 
 def test_merged_weights_follow_the_adapter(load: Load, examples: list[Example]) -> None:

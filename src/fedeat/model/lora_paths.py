@@ -19,6 +19,10 @@ from torch.nn.functional import linear
 
 Forward = Callable[..., Tensor]
 
+_MERGED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Numbers of a weight that are float32 at a time while it is merged in another dtype: on a processor as many as stay in
+its cache, on an accelerator as many as keep it busy, so that no layer's whole float32 copy is ever there."""
+
 
 def plain_layers(network: nn.Module) -> list[Any]:
     """The LoRA layers that hold one ordinary adapter over weights that can be added to.
@@ -149,10 +153,13 @@ def _add(own: Tensor, layer: Any, out: Tensor) -> None:
     """out <- own + adapter, computed in float32 and rounded once."""
     if isinstance(layer, lora.Linear) and not layer.fan_in_fan_out:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        scaling = layer.scaling["default"]
         if own.dtype == out.dtype == torch.float32:
-            torch.addmm(own, b, a, alpha=layer.scaling["default"], out=out)
-        else:
-            out.copy_(torch.addmm(own.float(), b, a, alpha=layer.scaling["default"]))
+            torch.addmm(own, b, a, alpha=scaling, out=out)
+            return
+        rows = max(1, _MERGED_AT_ONCE.get(own.device.type, own.numel()) // own.shape[1])
+        for part, weight, up in zip(*(torch.split(whole, rows) for whole in (out, own, b)), strict=True):
+            part.copy_(torch.addmm(weight.float(), up, a, alpha=scaling))
     else:
         out.copy_(own.float() + layer.get_delta_weight("default"))
 
