@@ -45,12 +45,13 @@ def test_a_condition_has_a_table_with_the_same_figures_bold_and_flags(tables: li
     assert "† EAT: sst2 (constant prediction: 98 % positive)" in attacked
 
 
-def test_many_conditions_make_a_table_a_task(tables: list[ResultTable]) -> None:
+def test_many_conditions_make_two_tables_a_task(tables: list[ResultTable]) -> None:
     text = task_tables(tables)
-    assert [line for line in text.splitlines() if line.startswith("### ")] == [
-        f"### {task}" for task in tables[0].tasks
-    ]
-    assert "| Sign flip, 30 % malicious clients |" in text
+    heads = [f"### {task}, {measure}" for task in tables[0].tasks for measure in ("accuracy", "ASR")]
+    assert [line for line in text.splitlines() if line.startswith("### ")] == heads
+    lines = [line for line in text.splitlines() if line.startswith("| Sign flip, 30 % malicious clients |")]
+    assert len(lines) == len(heads)
+    assert ["/" in line for line in lines] == [head.endswith("ASR") for head in heads]  # counts of pairs
     assert "**Sign flip, 30 % malicious clients.** 1 seed a cell." in text
 
 

@@ -24,16 +24,15 @@ def condition_tables(tables: Sequence[ResultTable]) -> str:
 
 
 def task_tables(tables: Sequence[ResultTable]) -> str:
-    """A table a task where there are many conditions: these down, accuracy and ASR of each method across."""
+    """Two tables a task where there are many conditions, accuracy and ASR: conditions down, methods across."""
     methods = method_order(method for table in tables for method in table.methods)
-    head = ["", *(f"{display_name(method)} {measure}" for method in methods for measure in ("accuracy", "ASR"))]
     parts = []
     for task in dict.fromkeys(task for table in tables for task in table.tasks):
-        lines = [
-            [table.condition.title, *(text for method in methods for text in _texts(table, method, task))]
-            for table in tables
-        ]
-        parts.append(f"### {task}\n\n{_grid(head, lines)}")
+        for which, measure in enumerate(("accuracy", "ASR")):
+            lines = [
+                [table.condition.title, *(_texts(table, method, task)[which] for method in methods)] for table in tables
+            ]
+            parts.append(f"### {task}, {measure}\n\n{_grid(['', *map(display_name, methods)], lines)}")
     notes = "\n\n".join(f"**{table.condition.title}.** {_below(table)}" for table in tables)
     return "\n\n".join([*parts, notes])
 
