@@ -166,6 +166,13 @@ def test_a_grid_may_gain_variants_but_not_change_them(make_config: MakeConfig, t
         comparison.compare(grid(x=krum, y=krum), tmp_path)  # y was named before, if not run
 
 
+def test_a_directory_whose_configuration_was_spoilt_by_hand_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("compare = 3\n")
+    with pytest.raises(RecordError, match="holds another comparison, or a run"):
+        comparison.compare(load(make_config(compare=SMALL)), tmp_path)
+    assert (tmp_path / "config.toml").read_text() == "compare = 3\n"
+
+
 def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
     path, out = make_config(compare=SMALL), tmp_path / "out"
     code = (

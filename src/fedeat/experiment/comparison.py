@@ -187,14 +187,15 @@ def _located(name: str, rows: Iterable[evaluation.Row]) -> list[evaluation.Row]:
 
 
 def _claim(directory: Path, config: Config) -> None:
+    """Writes what is compared into the directory; refuses one whose cells are another comparison's."""
     file = directory / "config.toml"
     if file.is_file():
         before = records.read_config(file)
-        earlier = {table: before.get("compare", {}).get(table, {}) for table in _MAY_GAIN}
+        known = {name: _table(_table(before, "compare"), name) for name in _MAY_GAIN}
         asked = config.compare.model_dump(mode="json", include=set(_MAY_GAIN))
         # Names of cells that are there already stay known, so that no later grid can give them another meaning.
-        config = with_values(config, {f"compare.{table}": earlier[table] | asked[table] for table in _MAY_GAIN})
-        gained = {f"compare.{table}.{name}" for table in _MAY_GAIN for name in asked[table].keys() - earlier[table]}
+        config = with_values(config, {f"compare.{name}": {**known[name], **asked[name]} for name in _MAY_GAIN})
+        gained = {f"compare.{name}.{key}" for name in _MAY_GAIN for key in asked[name].keys() - known[name]}
         changes = records.changed_keys(_what_is_compared(before), _what_is_compared(tomllib.loads(to_toml(config))))
         if changes := [key for key in changes if key not in gained]:
             raise RecordError(
@@ -204,10 +205,15 @@ def _claim(directory: Path, config: Config) -> None:
     records.write_text(file, to_toml(config))
 
 
-def _what_is_compared(raw: dict[str, Any]) -> dict[str, Any]:
+def _what_is_compared(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved configuration without what may change between two commands and leave a cell's name its meaning."""
-    section = raw.get("compare", {})
-    return {**raw, "compare": {key: value for key, value in section.items() if key not in _MAY_GROW}}
+    return {**raw, "compare": {k: value for k, value in _table(raw, "compare").items() if k not in _MAY_GROW}}
+
+
+def _table(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a configuration; an empty one where something else stands, as after an edit by hand."""
+    found = raw.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _cores() -> int:
