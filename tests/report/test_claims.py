@@ -55,6 +55,15 @@ def test_where_none_is_shown_nothing_is_claimed_and_the_power_is_said(new_row: N
     assert "could have shown differences of 21.0 points or more" in text
 
 
+def test_comparisons_too_small_to_show_anything_are_counted_and_not_averaged_in(new_row: NewRow) -> None:
+    rows, blind = rows_of(new_row), replace(SAME, task="qqp", detectable=1.0)
+    text = " ".join(shows_not(table(rows, SAME, blind), read_rows(rows)[0]))
+    assert "differences of 21.0 points or more (80 % power); 1 of the comparisons, of few texts or seeds," in text
+    assert "could have shown no difference, however large" in " ".join(
+        shows_not(table(rows, blind), read_rows(rows)[0])
+    )
+
+
 def test_bold_follows_the_tests_and_not_the_look_of_the_intervals(new_row: NewRow) -> None:
     apart = [
         new_row("fedavg", "none", "sst2", 0, accuracy=0.8, asr=0.9),

@@ -125,14 +125,10 @@ def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
         tested = [item for table in tables for item in table.tested.differences if item.measure == measure]
         hidden = [item for item in tested if not item.significant]
         if hidden:
-            smallest = sorted(item.detectable for item in hidden)
-            low, high = percent(smallest[0]), percent(smallest[-1])
-            span = low if low == high else f"{low} to {high}"
             of = f"{len(tested)} comparison{'s' * (len(tested) > 1)} of two methods"
             sentences.append(
                 f"In {words}, {len(hidden)} of {of} show{'s' * (len(hidden) == 1)} no difference. That is not evidence "
-                f"of equality: these texts could have shown differences of {span} points or more "
-                f"({100 * POWER:.0f} % power)."
+                f"of equality: {_could_show([item.detectable for item in hidden])}."
             )
     bought = sum(item.significant and _bought(table, item) for table in tables for item in table.tested.differences)
     if bought:
@@ -143,6 +139,18 @@ def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
     if not any(table.tested.differences for table in tables):
         sentences.append("No two methods could be compared on the same texts, so no difference is shown.")
     return [*sentences, *_flagged(tables), *_seeds(rows), *_pairs(rows)]
+
+
+def _could_show(smallest: Sequence[float]) -> str:
+    """From which differences on the tests would have shown them, most of the time."""
+    able = sorted(value for value in smallest if value < 1)
+    if not able:
+        return "so few texts or seeds could have shown no difference, however large"
+    low, high = percent(able[0]), percent(able[-1])
+    span = low if low == high else f"{low} to {high}"
+    rest = len(smallest) - len(able)
+    blind = f"; {rest} of the comparisons, of few texts or seeds, could have shown none" if rest else ""
+    return f"these texts could have shown differences of {span} points or more ({100 * POWER:.0f} % power){blind}"
 
 
 def method_note(tables: Sequence[ResultTable]) -> str:
