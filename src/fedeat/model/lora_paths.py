@@ -21,7 +21,7 @@ Forward = Callable[..., Tensor]
 
 _MERGED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Numbers of a weight that are float32 at a time while it is merged in another dtype: on a processor as many as stay in
-its cache, on an accelerator as many as keep it busy, so that no layer's whole float32 copy is ever there."""
+its cache, on CUDA many more, for each part is several calls; on other devices the whole weight."""
 
 
 def plain_layers(network: nn.Module) -> list[Any]:
