@@ -28,6 +28,7 @@ from typing import Any
 
 import advglue_page
 import public_base
+from advglue_page import ATTACKS, METHODS, TASKS
 
 from fedeat import config
 from fedeat.errors import FedeatError
@@ -35,12 +36,10 @@ from fedeat.experiment import comparison
 from fedeat.report.reading import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = ("sst2", "qqp", "qnli", "mnli")
 HELD_OUT = 800
 """Rows of a task that settings of the language model are chosen by."""
 MIXED = {"gm-nnm": {"perturbation.kind": "none", "aggregation.before": ["nearest_neighbour_mixing"]}}
 """Beyond the paper's methods: the median of updates that were each averaged with their nearest."""
-ATTACKS = ("sign_flip", "gaussian", "label_flip", "ipm", "alie", "mimic", "min_max", "adaptive", "backdoor")
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the base, the rows and the runs go")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="of a study with a federation for each; default all")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the configurations")
-    parser.add_argument(
-        "--methods", nargs="+", choices=(*advglue_page.METHODS, *MIXED), help="default: the paper's four"
-    )
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *MIXED), help="default: the paper's four")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, help="of the study `attacks`; default all")
     parser.add_argument("--processes", type=int, default=1, help="cells run side by side; 0 is one a core")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every configuration")

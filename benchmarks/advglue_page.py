@@ -24,7 +24,9 @@ from fedeat.report.reading import Records, Run, merge, read_records
 from fedeat.report.round_figures import malicious_clients
 from fedeat.report.tables import FEW, ResultTable, percent, result_tables, table_csv
 
+TASKS = ("sst2", "qqp", "qnli", "mnli")
 METHODS = ("fedavg", "eat", "gm", "fedeat")
+ATTACKS = ("sign_flip", "gaussian", "label_flip", "ipm", "alie", "mimic", "min_max", "adaptive", "backdoor")
 BASELINE = {"sst2": 0.86, "qqp": 0.78, "qnli": 0.78, "mnli": 0.65}
 """Benign accuracy that makes an attack-free FedAvg of a task's own federation a credible baseline."""
 READING = "## Reading\n"
@@ -103,8 +105,7 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
     (target / f"{study}.csv").write_text(table_csv(tables), encoding="utf-8")
     page = target / f"{study}.md"
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
-    command = _command(study, records, [path.name.removeprefix("lm-") for path in directories])
-    page.write_text(_page(study, records, tables, base, command) + READING + before[2], encoding="utf-8")
+    page.write_text(_page(study, records, tables, base) + READING + before[2], encoding="utf-8")
     return page
 
 
@@ -122,7 +123,7 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
     )
 
 
-def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any], command: str) -> str:
+def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any]) -> str:
     title, setting = TITLES[study]
     several = len(tables) > FEW
     parts = [
@@ -154,7 +155,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     baseline = _baseline(tables) if len(records.runs[0].rows) <= 2 and study != "language-model" else ""
     if baseline:
         parts += ["### The baseline", baseline]
-    parts += ["## How they were made", f"    {command}", _made(study, records, base)]
+    parts += ["## How they were made", _commands(study, records), _made(study, records, base)]
     return "\n\n".join(parts) + "\n\n"
 
 
@@ -208,19 +209,32 @@ def _backdoors(records: Records) -> str:
     )
 
 
-def _command(study: str, records: Records, tasks: Sequence[str]) -> str:
-    """What runs these cells; a part of a study says of which tasks, and which methods met its attacks."""
+def _commands(study: str, records: Records) -> str:
+    """What runs these cells: a command for each part of the grid in which all tasks met all attacks by all methods."""
     finished = [run for run in records.runs if run.rows and run.seed is not None]
-    words = ["python", "benchmarks/advglue.py", "--study", study, "--shared", "../shared"]
-    words += ["--out", "runs/lm" if study == "language-model" else "runs/advglue"]
-    if study != "heterogeneity" and len(tasks) < len(BASELINE):
-        words += ["--tasks", *tasks]
-    attacked = [run for run in finished if run.condition.attack != "none"]
-    methods = {run.rows[0].method for run in attacked or finished}
-    if methods != set(METHODS):
-        words += ["--methods", *method_order(methods)]
-    seeds = sorted({run.seed for run in finished if run.seed is not None})
-    return shlex.join([*words, "--seeds", *map(str, seeds), "--results", "docs/results"])
+    met: dict[tuple[str, str], set[str]] = {}
+    for run in [run for run in finished if run.condition.attack != "none"] or finished:
+        met.setdefault((run.rows[0].task, run.rows[0].method), set()).add(run.condition.attack)
+    grids: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for task in dict.fromkeys(task for task, _ in met):
+        own = {method: tuple(sorted(attacks)) for (place, method), attacks in met.items() if place == task}
+        for attacks in dict.fromkeys(own.values()):
+            methods = tuple(method_order(method for method in own if own[method] == attacks))
+            grids.setdefault((methods, attacks), []).append(task)
+    seeds = map(str, sorted({run.seed for run in finished if run.seed is not None}))
+    ending = ["--seeds", *seeds, "--results", "docs/results"]
+    lines = []
+    for (methods, attacks), tasks in grids.items():
+        words = ["python", "benchmarks/advglue.py", "--study", study, "--shared", "../shared"]
+        words += ["--out", "runs/lm" if study == "language-model" else "runs/advglue"]
+        if study != "heterogeneity" and set(tasks) != set(TASKS):
+            words += ["--tasks", *tasks]
+        if set(methods) != set(METHODS):
+            words += ["--methods", *methods]
+        if study == "attacks" and set(attacks) != set(ATTACKS):
+            words += ["--attacks", *attacks]
+        lines.append(f"    {shlex.join([*words, *ending])}")
+    return "\n".join(lines)
 
 
 def _made(study: str, records: Records, base: Mapping[str, Any]) -> str:

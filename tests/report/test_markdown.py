@@ -55,6 +55,21 @@ def test_many_conditions_make_two_tables_a_task(tables: list[ResultTable]) -> No
     assert "**Sign flip, 30 % malicious clients.** 1 seed a cell." in text
 
 
+def test_the_tables_of_a_task_have_only_what_was_run_on_it(new_row: NewRow) -> None:
+    ran = [("fedavg", "none"), ("gm", "none"), ("gm", "alie"), ("eat", "mimic"), ("gm", "mimic"), ("gm", "ipm")]
+    rows = [new_row(method, attack, "sst2", 0) for method, attack in ran]
+    rows += [new_row("fedavg", attack, "qqp", 0) for attack in ("none", "mimic")]
+    text = task_tables(result_tables(read_rows(rows)[0]))
+    _, _, both = text.partition("### sst2, accuracy")
+    sst2, _, qqp = both.partition("### qqp, accuracy")
+    assert "|  | FedAvg | EAT | GM |" in sst2
+    assert sst2.count("| ALIE, 30 % malicious clients |") == 2
+    assert "|  | FedAvg |" in qqp
+    assert "|  | FedAvg | " not in qqp
+    assert "| ALIE" not in qqp
+    assert qqp.count("| Mimic, 30 % malicious clients |") == 2
+
+
 def test_what_an_attack_costs_is_tested_on_the_same_texts(records: Records) -> None:
     costs = condition_costs(records.rows, records.runs)
     assert {condition for condition, _, _ in costs} == {Condition("sign_flip", 0.3)}

@@ -73,6 +73,31 @@ def test_a_page_is_made_of_what_is_finished_and_keeps_its_reading(advglue: Any, 
         advglue.main(["--study", "heterogeneity", *command])
 
 
+def test_parts_of_a_grid_have_a_command_each(
+    advglue: Any, out: Path, tmp_path: Path, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = importlib.import_module("advglue_page")
+    monkeypatch.setattr(page, "ATTACKS", ("sign_flip", "mimic"))
+    for method, attack in (("gm", "mimic"), ("fedavg", "sign_flip"), ("eat", "none")):
+        new_run(out / "sst2" / "runs" / f"{method}-{attack}-0", method, attack, 0, rounds=2)
+    for method in ("fedavg", "eat"):
+        new_run(out / "qqp" / "runs" / f"{method}-sign_flip-0", method, "sign_flip", 0, rounds=2)
+    for path in out.glob("*/runs/*/evaluation.json"):
+        stored, task = json.loads(path.read_text()), path.parents[2].name
+        path.write_text(json.dumps({**stored, "rows": [row for row in stored["rows"] if row["task"] == task]}))
+    (out / "qqp" / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path), "--tables-only"]
+    advglue.main(["--study", "attacks", *command])
+    text = (tmp_path / "attacks.md").read_text()
+    asked = [line.partition("runs/advglue ")[2] for line in text.splitlines() if line.startswith("    python")]
+    ending = "--seeds 0 1 --results docs/results"
+    assert asked == [
+        f"--tasks sst2 --methods fedavg --attacks sign_flip {ending}",
+        f"--tasks sst2 --methods gm {ending}",
+        f"--tasks qqp --methods fedavg eat --attacks sign_flip {ending}",
+    ]
+
+
 def test_every_study_has_its_configurations_and_a_title(advglue: Any) -> None:
     page = importlib.import_module("advglue_page")
     assert set(advglue.STUDIES) == set(page.TITLES)

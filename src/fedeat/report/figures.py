@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fedeat.report.cells import Estimate, display_name, method_order
-from fedeat.report.tables import FLAG, ResultTable
+from fedeat.report.tables import FLAG, ResultTable, by_task
 
 # Okabe and Ito's palette, told apart with every common kind of colour blindness.
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, YELLOW = (
@@ -134,9 +134,10 @@ def asr_figure(table: ResultTable) -> Figure:
 
 def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal["accuracy", "asr"]) -> Figure:
     """Accuracy or attack success rate on one task, conditions down, a mark and its 95 % interval for each method."""
-    methods = method_order(method for table in tables for method in table.methods)
-    colours, markers = method_colours(methods), method_markers(methods)
-    shown = [table for table in tables if task in table.tasks]
+    shown, methods = by_task(tables)[task]
+    # Of all tasks together: a method looks the same in each of their figures.
+    everyone = method_order(method for table in tables for method in table.methods)
+    colours, markers = method_colours(everyone), method_markers(everyone)
     step, handles, flagged = 0.8 / max(len(methods), 1), [], False
     ends: list[float] = []
     with style():

@@ -11,7 +11,7 @@ from fedeat.report.canvas import Canvas
 from fedeat.report.cells import Condition, Row, display_name, estimate, method_order
 from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
-from fedeat.report.tables import FEW, ResultTable, interval, percent, spread, table_csv, write_csv
+from fedeat.report.tables import FEW, ResultTable, by_task, interval, percent, spread, table_csv, write_csv
 from fedeat.report.trade_offs import curve_points
 from fedeat.report.values import Record, client_ids, count, number, share
 
@@ -24,19 +24,16 @@ def task_views(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, 
     """A table a task where there are many conditions: these down, methods across."""
     if len(tables) <= FEW:
         return []
-    methods = method_order(method for result in tables for method in result.methods)
     return [
         {
             "task": task,
             "methods": [display_name(method) for method in methods],
             "lines": [
-                (result.condition.title, [_cell_view(result, method, task) for method in methods])
-                for result in tables
-                if task in result.tasks
+                (result.condition.title, [_cell_view(result, method, task) for method in methods]) for result in shown
             ],
             "csv": canvas.csv(table_csv(tables, task), f"conditions-{task}"),
         }
-        for task in dict.fromkeys(task for result in tables for task in result.tasks)
+        for task, (shown, methods) in by_task(tables).items()
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fedeat.evaluation.differences import Difference
 from fedeat.report.cells import Cell, Condition, Row, display_name, method_order
 from fedeat.report.claims import method_note, shows, shows_not
-from fedeat.report.tables import FLAG, ResultTable, interval, percent, verdict
+from fedeat.report.tables import FLAG, ResultTable, by_task, interval, percent, verdict
 
 
 def condition_tables(tables: Sequence[ResultTable]) -> str:
@@ -25,12 +25,13 @@ def condition_tables(tables: Sequence[ResultTable]) -> str:
 
 def task_tables(tables: Sequence[ResultTable]) -> str:
     """Two tables a task where there are many conditions, accuracy and ASR: conditions down, methods across."""
-    methods = method_order(method for table in tables for method in table.methods)
     parts = []
-    for task in dict.fromkeys(task for table in tables for task in table.tasks):
+    for task, (shown, methods) in by_task(tables).items():
+        texts = [[_texts(table, method, task) for method in methods] for table in shown]
         for which, measure in enumerate(("accuracy", "ASR")):
             lines = [
-                [table.condition.title, *(_texts(table, method, task)[which] for method in methods)] for table in tables
+                [table.condition.title, *(cell[which] for cell in cells)]
+                for table, cells in zip(shown, texts, strict=True)
             ]
             parts.append(f"### {task}, {measure}\n\n{_grid(['', *map(display_name, methods)], lines)}")
     notes = "\n\n".join(f"**{table.condition.title}.** {_below(table)}" for table in tables)
@@ -39,12 +40,12 @@ def task_tables(tables: Sequence[ResultTable]) -> str:
 
 def cost_tables(costs: Sequence[tuple[Condition, str, Difference]]) -> str:
     """Accuracy under each condition less that of its reference, in points, a table a task; bold where it differs."""
-    methods = method_order(method for _, method, _ in costs)
     found = {(item.task, condition, method): item for condition, method, item in costs}
     parts = []
     for task in dict.fromkeys(item.task for _, _, item in costs):
+        methods = method_order(method for own, _, method in found if own == task)
         lines = []
-        for condition in dict.fromkeys(condition for condition, _, _ in costs):
+        for condition in dict.fromkeys(condition for own, condition, _ in found if own == task):
             cells = [found.get((task, condition, method)) for method in methods]
             lines.append([condition.title, *("" if item is None else _points(item) for item in cells)])
         parts.append(f"### {task}\n\n{_grid(['', *map(display_name, methods)], lines)}")

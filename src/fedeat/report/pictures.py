@@ -22,7 +22,7 @@ from fedeat.report.round_figures import (
     weight_bounds,
     weights_figure,
 )
-from fedeat.report.tables import FEW, FLAG, ResultTable
+from fedeat.report.tables import FEW, FLAG, ResultTable, by_task
 from fedeat.report.trade_offs import curve_points, mean_curves, method_curves_figure, scatter_figure
 
 # A page of many conditions and seeds stays at two or three MB; the rest is in the figures folder.
@@ -62,7 +62,7 @@ def _by_task(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, wo
             f"{measure}-{task}",
             f"{words} by condition and method on {task}",
         )
-        for task in dict.fromkeys(task for table in tables for task in table.tasks)
+        for task in by_task(tables)
     ]
     hollow = any(result.footnotes for result in tables)
     extra = f" Hollow marks are flagged ({FLAG}) and show no robustness." if hollow else ""

@@ -103,6 +103,17 @@ def result_tables(rows: Sequence[Row], tested: Mapping[Condition, Comparisons] |
     return tables
 
 
+def by_task(tables: Sequence[ResultTable]) -> dict[str, tuple[list[ResultTable], list[str]]]:
+    """For each task the tables that have cells of it, and the methods that have one there, both in their order."""
+    return {
+        task: (
+            [table for table in tables if task in table.tasks],
+            method_order(method for table in tables for method, own in table.cells if own == task),
+        )
+        for task in dict.fromkeys(task for table in tables for task in table.tasks)
+    }
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage without its sign, "n/a" when unknown."""
     return "n/a" if value is None else f"{100 * value:.{digits}f}"
