@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedeat.report import markdown
-from fedeat.report.cells import display_name, method_order
+from fedeat.report.cells import Row, display_name, method_order
 from fedeat.report.claims import losses
 from fedeat.report.differences import compare_runs, condition_costs
 from fedeat.report.reading import Records, Run, merge, read_records
@@ -110,14 +110,16 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
 
 
 def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Records:
-    """The records without the conditions of other studies that share the directories."""
+    """The records without the conditions and methods of other studies that share the directories."""
     own = {"ablation": ["none"], "advglue": ["none", "sign_flip"]}.get(study)
     wanted = own if attacks is None else ["none", *attacks]
-    if wanted is None:
-        return records
+
+    def belongs(of: Row | Run) -> bool:
+        return (wanted is None or of.condition.attack in wanted) and (study == "attacks" or of.method in METHODS)
+
     return Records(
-        rows=tuple(row for row in records.rows if row.condition.attack in wanted),
-        runs=tuple(run for run in records.runs if run.condition.attack in wanted),
+        rows=tuple(filter(belongs, records.rows)),
+        runs=tuple(filter(belongs, records.runs)),
         environment=records.environment,
         base=records.base,
     )

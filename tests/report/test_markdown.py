@@ -37,12 +37,22 @@ def test_a_condition_has_a_table_with_the_same_figures_bold_and_flags(tables: li
     _, _, attacked = text.partition("### Sign flip")
     cell = tables[1].cells["gm", "sst2"]
     assert f"**{percent(cell.accuracy.mean)}** [" in attacked
-    (line,) = (line for line in attacked.splitlines() if line.startswith("| EAT |"))
-    assert "†" in line.split("|")[2]
-    assert "**" not in line
-    assert "(0/" in line
+    accuracy, asr = (line for line in attacked.splitlines() if line.startswith("| EAT |"))
+    assert len(tables[1].tasks) > 2
+    for line in (accuracy, asr):
+        assert len(line.split("|")) == len(tables[1].tasks) + 3
+        assert "†" in line.split("|")[2]
+        assert "**" not in line
+    assert "(0/" not in accuracy
+    assert "(0/" in asr
     assert "1 seed a cell." in attacked
     assert "† EAT: sst2 (constant prediction: 98 % positive)" in attacked
+
+
+def test_one_task_has_accuracy_and_asr_side_by_side(new_row: NewRow) -> None:
+    text = condition_tables(result_tables(read_rows([new_row("gm", "none", "sst2", 0)])[0]))
+    assert "| method | sst2 accuracy | sst2 ASR |" in text
+    assert len([line for line in text.splitlines() if line.startswith("| GM |")]) == 1
 
 
 def test_many_conditions_make_two_tables_a_task(tables: list[ResultTable]) -> None:

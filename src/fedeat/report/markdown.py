@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from fedeat.evaluation.differences import Difference
@@ -9,17 +10,30 @@ from fedeat.report.cells import Cell, Condition, Row, display_name, method_order
 from fedeat.report.claims import method_note, shows, shows_not
 from fedeat.report.tables import FLAG, ResultTable, by_task, interval, percent, verdict
 
+_MEASURES = ("accuracy", "ASR")
+
 
 def condition_tables(tables: Sequence[ResultTable]) -> str:
-    """A table a condition, as the paper has them: methods down, accuracy and ASR of each task across, in percent."""
+    """The paper's tables, one a condition: methods down, tasks across, in percent.
+
+    Accuracy and ASR stand side by side for up to two tasks and in a table each for more, which would not fit a screen.
+    """
     parts = []
     for table in tables:
-        head = ["method", *(f"{task} {measure}" for task in table.tasks for measure in ("accuracy", "ASR"))]
-        lines = [
-            [display_name(method), *(text for task in table.tasks for text in _texts(table, method, task))]
-            for method in table.methods
-        ]
-        parts.append(f"### {table.condition.title}\n\n{_grid(head, lines)}\n\n{_below(table)}")
+        texts = {method: [_texts(table, method, task) for task in table.tasks] for method in table.methods}
+        if len(table.tasks) <= 2:
+            head = ["method", *(f"{task} {measure}" for task in table.tasks for measure in _MEASURES)]
+            lines = [[display_name(method), *itertools.chain(*cells)] for method, cells in texts.items()]
+            grids = [_grid(head, lines)]
+        else:
+            grids = [
+                _grid(
+                    [measure, *table.tasks],
+                    [[display_name(method), *(cell[which] for cell in cells)] for method, cells in texts.items()],
+                )
+                for which, measure in enumerate(_MEASURES)
+            ]
+        parts.append("\n\n".join([f"### {table.condition.title}", *grids, _below(table)]))
     return "\n\n".join(parts)
 
 
@@ -28,7 +42,7 @@ def task_tables(tables: Sequence[ResultTable]) -> str:
     parts = []
     for task, (shown, methods) in by_task(tables).items():
         texts = [[_texts(table, method, task) for method in methods] for table in shown]
-        for which, measure in enumerate(("accuracy", "ASR")):
+        for which, measure in enumerate(_MEASURES):
             lines = [
                 [table.condition.title, *(cell[which] for cell in cells)]
                 for table, cells in zip(shown, texts, strict=True)
