@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedeat.records import write_text
 from fedeat.report import markdown
 from fedeat.report.cells import Row, display_name, method_order
 from fedeat.report.claims import losses
@@ -82,7 +83,7 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
         The path of the page.
     """
     records = _of_study(study, merge([read_records(path) for path in directories]), attacks) if directories else None
-    if records is None or not records.rows:
+    if records is None or not any(run.rows for run in records.runs):
         sys.exit(f"{out} holds no finished run of this study.")
     tables = result_tables(records.rows, compare_runs(records.rows, records.runs))
     target.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,8 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
     (target / f"{study}.csv").write_text(table_csv(tables), encoding="utf-8")
     page = target / f"{study}.md"
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
-    page.write_text(_page(study, records, tables, base) + READING + before[2], encoding="utf-8")
+    # In one step: what a person wrote under "Reading" is nowhere else.
+    write_text(page, _page(study, records, tables, base) + READING + before[2])
     return page
 
 
@@ -154,7 +156,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     if backdoors:
         parts += ["## The backdoor", backdoors]
     parts += ["## What the numbers say", markdown.findings(tables, records.rows)]
-    baseline = _baseline(tables) if len(records.runs[0].rows) <= 2 and study != "language-model" else ""
+    baseline = "" if study in ("heterogeneity", "language-model") else _baseline(tables)
     if baseline:
         parts += ["### The baseline", baseline]
     parts += ["## How they were made", _commands(study, records), _made(study, records, base)]
@@ -215,8 +217,9 @@ def _commands(study: str, records: Records) -> str:
     """What runs these cells: a command for each part of the grid in which all tasks met all attacks by all methods."""
     finished = [run for run in records.runs if run.rows and run.seed is not None]
     met: dict[tuple[str, str], set[str]] = {}
-    for run in [run for run in finished if run.condition.attack != "none"] or finished:
-        met.setdefault((run.rows[0].task, run.rows[0].method), set()).add(run.condition.attack)
+    for run in finished:
+        seen = met.setdefault((run.rows[0].task, run.rows[0].method), set())
+        seen |= {run.condition.attack} - {"none"}
     grids: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for task in dict.fromkeys(task for task, _ in met):
         own = {method: tuple(sorted(attacks)) for (place, method), attacks in met.items() if place == task}
@@ -227,13 +230,14 @@ def _commands(study: str, records: Records) -> str:
     ending = ["--seeds", *seeds, "--results", "docs/results"]
     lines = []
     for (methods, attacks), tasks in grids.items():
-        words = ["python", "benchmarks/advglue.py", "--study", study, "--shared", "../shared"]
+        named = study if attacks or study != "attacks" else "ablation"  # its cells are the attack-free ones here
+        words = ["python", "benchmarks/advglue.py", "--study", named, "--shared", "../shared"]
         words += ["--out", "runs/lm" if study == "language-model" else "runs/advglue"]
         if study != "heterogeneity" and set(tasks) != set(TASKS):
             words += ["--tasks", *tasks]
         if set(methods) != set(METHODS):
             words += ["--methods", *methods]
-        if study == "attacks" and set(attacks) != set(ATTACKS):
+        if named == "attacks" and set(attacks) != set(ATTACKS):
             words += ["--attacks", *attacks]
         lines.append(f"    {shlex.join([*words, *ending])}")
     return "\n".join(lines)

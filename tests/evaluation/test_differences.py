@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedeat.evaluation.differences import Difference, compare_methods, corrected, holm
 from fedeat.evaluation.outcomes import Outcomes
@@ -153,11 +154,25 @@ def test_no_text_right_on_its_original_is_no_comparison() -> None:
     assert corrected([]) == []
 
 
+def test_tests_that_point_opposite_ways_show_nothing() -> None:
+    # The first method loses ten pairs of each of 16 originals, the second the one pair of each of 46 others.
+    texts = [(group, pair) for group in range(62) for pair in range(10 if group < 16 else 1)]
+    groups, counted = tuple(group for group, _ in texts), (1,) * len(texts)
+    many = Outcomes(tuple(texts), groups, counted, tuple(int(group < 16) for group in groups))
+    others = Outcomes(tuple(texts), groups, counted, tuple(int(group >= 16) for group in groups))
+    (found,) = compared({"a": {0: many}, "b": {0: others}})
+    assert found.value > 0.5
+    assert (found.first_votes, found.second_votes) == (16, 46)
+    assert max(found.mcnemar, found.bootstrap) < 0.01
+    assert (found.p_value, found.better) == (1.0, None)
+
+
 def test_few_texts_cannot_show_a_small_difference_and_say_so() -> None:
     texts = tuple(range(12))
     one = Outcomes(texts, texts, (1,) * 12, (1, *(0,) * 11))
     (found,) = compared({"a": {0: one}, "b": {0: one}})
-    assert found.detectable == 0.5  # six votes of twelve are the fewest with p <= .05
+    # Six votes of twelve are the fewest with p <= .05: what four of five draws of originals have.
+    assert stats.binom.sf(5, 12, found.detectable) == pytest.approx(0.8)
     short = Outcomes(texts[:4], texts[:4], (1,) * 4, (1, 0, 0, 0))
     assert compared({"a": {0: short}, "b": {0: short}})[0].detectable == 1.0
 

@@ -64,6 +64,22 @@ def test_many_texts_leave_the_t_interval_of_the_seeds() -> None:
     assert (found.low, found.high) == pytest.approx((low, min(high, 1.0)), abs=0.01)
 
 
+def test_texts_that_are_never_counted_are_no_trials() -> None:
+    right = [1] * 3 + [0] * 59
+    assert rate_over_seeds([run([0] * 62, right)] * 3) == wilson(0, 3)
+
+
+def test_texts_of_two_files_are_not_the_same_texts() -> None:
+    def answered(labels: list[int]) -> Outcomes:
+        return outcomes({"benign": {"labels": labels, "predictions": [*labels]}, "pairs": []}, "accuracy")
+
+    one = answered([0, 1, 1])
+    assert one.texts == answered([0, 1, 1]).texts
+    assert len(set(one.texts)) == 3
+    assert not {*one.texts} & {*answered([0, 1, 0]).texts}
+    assert not {*one.texts} & {*answered([0, 1, 1, 1]).texts}
+
+
 def test_nothing_broken_is_no_certainty_and_nothing_counted_no_rate() -> None:
     none = run([0] * 40, [1] * 40)
     found = rate_over_seeds([none] * 3)

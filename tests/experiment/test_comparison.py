@@ -79,6 +79,21 @@ def test_each_partition_named_is_a_dimension_of_the_grid(make_config: MakeConfig
         comparison.cells(load(make_config(**wrong)))
 
 
+def test_cells_and_partitions_that_would_share_a_name_are_refused(make_config: MakeConfig) -> None:
+    def problems(**section: Any) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            comparison.cells(load(make_config(compare={"fractions": [0.0], **section})))
+        return list(caught.value.problems)
+
+    variants = {"gm-x": {"perturbation.kind": "none", "aggregation.rule": "krum", "aggregation.byzantine": 0}}
+    split = {"y": {"kind": "quantity"}, "x-y": {"kind": "iid"}}
+    assert problems(methods=["gm", "gm-x"], variants=variants, partitions=split) == [
+        "more than one cell would be named gm-x-y-none-0-seed0. Rename a variant or a partition."
+    ]
+    (problem,) = problems(methods=["gm"], partitions={"few": {"clients": 2}, "more": {"clients": 3}})
+    assert problem.startswith('more than one partition would be "even" in the tables')
+
+
 @pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}])
 def test_methods_are_the_four_corners_of_two_choices(make_config: MakeConfig, aggregation: dict[str, int]) -> None:
     config = load(make_config(compare={"attacks": []}, aggregation=aggregation, partition={"clients": 5}))
@@ -164,6 +179,15 @@ def test_a_grid_may_gain_variants_but_not_change_them(make_config: MakeConfig, t
         comparison.compare(grid(x=clipping), tmp_path)
     with pytest.raises(RecordError, match=r"\(compare\.variants\.y\.aggregation\.rule differs\)"):
         comparison.compare(grid(x=krum, y=krum), tmp_path)  # y was named before, if not run
+
+
+def test_a_finished_cell_of_another_configuration_is_not_taken_over(make_config: MakeConfig, tmp_path: Path) -> None:
+    section = {"methods": ["gm"], "fractions": [0.0], "seeds": [0]}
+    comparison.compare(load(make_config(federation={"rounds": 1}, compare=section)), tmp_path)
+    (tmp_path / "config.toml").unlink()  # what would have refused it
+    other = load(make_config(federation={"rounds": 1}, client={"learning_rate": 0.5}, compare=section))
+    with pytest.raises(RecordError, match=r"finished run of another configuration \(client\.learning_rate differs\)"):
+        comparison.compare(other, tmp_path)
 
 
 def test_a_directory_whose_configuration_was_spoilt_by_hand_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:

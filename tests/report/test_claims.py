@@ -78,11 +78,22 @@ def test_flags_seeds_and_missing_tests_are_said(new_row: NewRow) -> None:
     flagged = rows_of(new_row, flags=["constant prediction: 98 % yes"])
     text = " ".join(shows_not(table(flagged), read_rows(flagged)[0]))
     assert "4 cells are flagged (2 of FedAvg and 2 of FedEAT)" in text
-    assert "One seed was run" in text
+    assert "a model that always answers the same is not robust." in text
+    assert "guessing" not in text
     assert "No two methods could be compared" in text
+    assert "seed" not in text
     assert method_note(table(flagged)) == ""
     several = [*rows_of(new_row), *rows_of(new_row, seed=1)]
-    assert "2 seeds were run" in " ".join(shows_not(table(several), read_rows(several)[0]))
+
+    def said(*seeds: int) -> str:
+        tested = [replace(LOWER, seeds=count) for count in seeds]
+        return " ".join(shows_not(table(several, *tested), read_rows(several)[0]))
+
+    assert "One seed was run: the differences are between these trained models" in said(1, 1)
+    assert "2 seeds were run; a difference" in said(2)
+    assert "these trained models" not in said(2)
+    assert "Two methods share 1 to 2 seeds; " in said(1, 2)
+    assert "Where it is one seed, the differences are between these trained models" in said(1, 2)
     assert "2 comparisons at most" in method_note(table(several, LOWER, SAME))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedeat.errors import RecordError
-from fedeat.report.reading import merge, read_directory, read_run
+from fedeat.report.reading import Records, merge, read_directory, read_records, read_run
 
 NewRun = Callable[..., None]
 
@@ -119,6 +120,21 @@ def test_the_base_model_of_a_comparison_is_no_run(comparison: Path, tmp_path: Pa
     records = read_directory(tmp_path)
     assert [run.name for run in records.runs] == ["gm"]
     assert {row.method for row in records.rows} == {"base", "gm"}
+
+
+def test_two_base_models_are_not_one(tmp_path: Path, new_run: NewRun, new_row: Callable[..., dict[str, Any]]) -> None:
+    def directory(name: str, accuracy: float) -> Records:
+        new_run(tmp_path / name / "runs" / f"gm-{name}", "gm", "none")
+        (tmp_path / name / "runs" / "base").mkdir()
+        rows = [new_row("base", "none", "sst2", 0, accuracy=accuracy, run=name)]
+        (tmp_path / name / "runs" / "base" / "evaluation.json").write_text(json.dumps({"rows": rows}))
+        return read_records(tmp_path / name)
+
+    first = directory("a", 0.6)
+    same, other = merge([first, directory("b", 0.6)]), merge([first, directory("c", 0.9)])
+    assert [row.accuracy for row in same.rows if row.method == "base"] == [0.6]
+    assert not [row for row in other.rows if row.method == "base"]
+    assert "the directories have different base models; the tables have none of them" in other.notes
 
 
 def test_any_other_directory_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_page_is_made_of_what_is_finished_and_keeps_its_reading(advglue: Any, 
         advglue.main(["--study", "heterogeneity", *command])
 
 
+def test_a_base_model_alone_makes_no_page(advglue: Any, out: Path, tmp_path: Path, new_run: NewRun) -> None:
+    for file in (out / "sst2" / "runs").glob("*/evaluation.json"):
+        file.unlink()
+    new_run(out / "sst2" / "runs" / "base", "base", "none", 0, rounds=2)
+    command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path), "--tables-only"]
+    with pytest.raises(SystemExit, match="holds no finished run of this study"):
+        advglue.main(["--study", "ablation", *command])
+
+
 def test_an_ablation_leaves_a_method_of_another_study_out(
     advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
 ) -> None:
@@ -99,12 +108,13 @@ def test_parts_of_a_grid_have_a_command_each(
     command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path), "--tables-only"]
     advglue.main(["--study", "attacks", *command])
     text = (tmp_path / "attacks.md").read_text()
-    asked = [line.partition("runs/advglue ")[2] for line in text.splitlines() if line.startswith("    python")]
-    ending = "--seeds 0 1 --results docs/results"
-    assert asked == [
-        f"--tasks sst2 --methods fedavg --attacks sign_flip {ending}",
-        f"--tasks sst2 --methods gm {ending}",
-        f"--tasks qqp --methods fedavg eat --attacks sign_flip {ending}",
+    words = [line.split() for line in text.splitlines() if line.startswith("    python")]
+    assert all(line[-5:] == ["--seeds", "0", "1", "--results", "docs/results"] for line in words)
+    assert sorted(f"{line[3]} {' '.join(line[8:-5])}" for line in words) == [
+        "ablation --tasks sst2 --methods eat",
+        "attacks --tasks qqp --methods fedavg eat --attacks sign_flip",
+        "attacks --tasks sst2 --methods fedavg --attacks sign_flip",
+        "attacks --tasks sst2 --methods gm",
     ]
 
 

@@ -25,6 +25,17 @@ def test_collapsed_and_standing_methods_are_named(rows: list[dict[str, Any]]) ->
     assert "no task shows a loss beyond its interval" in standing
 
 
+def test_means_are_over_tasks_that_all_have(new_row: NewRow) -> None:
+    rows = [new_row("fedavg", "none", "sst2", 0, accuracy=0.9), new_row("fedavg", "none", "mnli", 0, accuracy=0.6)]
+    rows += [new_row("gm", "none", "sst2", 0, accuracy=0.88), new_row("fedavg", "ipm", "sst2", 0, accuracy=0.5)]
+    free, attacked = summarise(result_tables(read_rows(rows)[0]))
+    assert "on the one task that all have, is FedAvg 90.0 % and GM 88.0 %" in free.replace(", GM", " and GM")
+    assert "FedAvg (from 90.0 to 50.0 %)" in attacked
+    assert attacked.endswith("(on one task).")
+    apart = [new_row("fedavg", "none", "sst2", 0), new_row("gm", "none", "mnli", 0)]
+    assert summary(apart) == ""
+
+
 def test_no_rows_say_so() -> None:
     assert summary([]) == "Nothing has been evaluated yet."
 

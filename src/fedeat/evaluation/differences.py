@@ -7,7 +7,8 @@ is resampled, and what votes:
   same ones for both methods and all seeds, and where there are several seeds adds what these leave open (`outcomes`);
 - McNemar's exact test over originals: each votes once, for the method that came off better on its texts and seeds.
 
-The p-value of a comparison is the larger of the two, adjusted by Holm's step-down over all comparisons of a table.
+The p-value of a comparison is the larger of the two, and 1 where they point opposite ways (a few originals with many
+texts against many with few), adjusted by Holm's step-down over all comparisons of a table.
 What is significant then is shown; of the rest, "no difference shown", and `detectable` says what could have been.
 """
 
@@ -22,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import stdtr, stdtrit
+from scipy.special import betaincinv, stdtr, stdtrit
 
 from fedeat import seeding
 from fedeat.evaluation.outcomes import Floats, Measure, Outcomes, resampled_sums, run_error, run_noise
@@ -48,7 +49,7 @@ class Difference:
         first_votes, second_votes: originals on which the first, or the second, has the higher rate.
         mcnemar: exact two-sided p-value of these votes.
         bootstrap: two-sided p-value of the paired bootstrap.
-        adjusted: the larger of both after Holm's correction, 0..1.
+        adjusted: `p_value` after Holm's correction, 0..1.
         text_error, run_error: standard errors of `value`: from which originals were drawn, and from which runs.
         detectable: smallest difference these texts and seeds could have shown, with `POWER` at the first step of
             Holm's correction; an estimate from both errors, 1 where they could have shown none.
@@ -73,6 +74,12 @@ class Difference:
     detectable: float
     seeds: int
     originals: int
+
+    @property
+    def p_value(self) -> float:
+        """The larger of both tests', 1 where they do not say the same of which rate is higher."""
+        same = (self.first_votes - self.second_votes) * self.value > 0
+        return max(self.mcnemar, self.bootstrap) if same else 1.0
 
     @property
     def significant(self) -> bool:
@@ -119,7 +126,7 @@ def compare_methods(
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """The same with p-values adjusted over all of them, and `detectable` at the level that leaves each."""
-    adjusted = holm([max(item.mcnemar, item.bootstrap) for item in differences])
+    adjusted = holm([item.p_value for item in differences])
     first_step = LEVEL / max(len(differences), 1)
     return [
         replace(item, adjusted=p, detectable=_detectable(item, first_step))
@@ -221,7 +228,10 @@ def _difference(
 
 
 def _detectable(item: Difference, level: float) -> float:
-    """Smallest difference found with `POWER` at a two-sided level; never fewer originals than McNemar's test needs.
+    """Smallest difference found with `POWER` at a two-sided level, by both tests.
+
+    McNemar's needs some votes whatever else: as many originals must change, of which a difference is the expected share
+    (over several seeds, as if each lost the same ones).
 
     The runs' part of the error is known from few seeds alone: degrees of freedom by Satterthwaite for the power, which
     lies in the middle of the distribution. The level lies in its tail, where that approximation is far too light.
@@ -232,7 +242,11 @@ def _detectable(item: Difference, level: float) -> float:
         reach = float(stdtrit(freedom, POWER)) * math.sqrt(variance)
     else:
         reach = NormalDist().inv_cdf(POWER) * item.text_error
-    return min(1.0, max(_critical(item, level) + reach, _fewest_votes(level) / item.originals))
+    votes = _fewest_votes(level)
+    if votes > item.originals:
+        return 1.0
+    enough = float(betaincinv(votes, item.originals - votes + 1, POWER))  # the share of which that many are drawn
+    return min(1.0, max(_critical(item, level) + reach, enough))
 
 
 def _critical(item: Difference, level: float) -> float:

@@ -62,7 +62,7 @@ def rate_over_seeds(
     """Interval of the mean over seeds of a method's rate on one task.
 
     Where every original has the same rate in every run no resampling can vary; the texts' part is then Wilson's, with
-    the originals as its independent trials, as in `statistics.cluster_ratio`.
+    the originals that are counted as its independent trials, as in `statistics.cluster_ratio`.
 
     Args:
         runs: one for each seed, at least one; those that count no text have no rate and are left out.
@@ -91,7 +91,7 @@ def rate_over_seeds(
     noise = run_noise(rates, rng, resamples)
     shares = hits[counted > 0] / counted[counted > 0]
     if np.all(shares == shares[0]):
-        return wilson_share(mean, len(number), level)
+        return wilson_share(mean, int((counted > 0).any(0).sum()), level)
     drawn = resampled_sums(np.concatenate([hits, counted]), rng, resamples)
     above, below = np.split(drawn, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -8,6 +8,7 @@ gives one answer whatever it reads has ASR 0; it is flagged, and a flagged row i
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,11 +141,13 @@ def task_row(task: str, predictions: TaskPredictions, *, seed: int) -> Row:
 def accuracy_basis(predictions: TaskPredictions) -> tuple[tuple[Hashable, ...], list[int], list[int | None]]:
     """The texts an accuracy is read from, their labels and answers: the benign ones, else the distinct originals.
 
-    Records hold no benign text, so that a benign text is named by its place and label.
+    Records hold no benign text, so that one is named by its place and by what labels all of them have: texts of two
+    files, or of one file cut at two limits, are never taken for the same.
     """
     benign = predictions["benign"]
     if benign["labels"]:
-        return tuple(enumerate(benign["labels"])), benign["labels"], benign["predictions"]
+        file = hashlib.sha256(repr(benign["labels"]).encode()).hexdigest()[:16]
+        return tuple((file, place) for place in range(len(benign["labels"]))), benign["labels"], benign["predictions"]
     first: dict[Hashable, JudgedPair] = {}
     for pair in predictions["pairs"]:
         first.setdefault(pair["group"], pair)

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedeat import evaluation, records
 from fedeat.config import Config, to_toml, with_values
 from fedeat.errors import ConfigError, FedeatError, RecordError
 from fedeat.experiment import federation
+from fedeat.experiment.inputs import partition_name
 from fedeat.experiment.side_by_side import Job, Tell, run_jobs
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ def cells(config: Config) -> list[Cell]:
         config: what all cells share, with its `[compare]` table.
 
     Raises:
-        ConfigError: a cell's keys make no valid configuration, or the shared ones do not describe FedEAT.
+        ConfigError: a cell's keys make no valid configuration, the shared ones do not describe FedEAT, or two cells
+            would share a directory, or two partitions their name in the tables.
     """
     section = config.compare
     conditions = [("none", 0.0)] if 0.0 in section.fractions else []
@@ -75,6 +78,7 @@ def cells(config: Config) -> list[Cell]:
     problems = _not_fedeat(config)
     grid = []
     partitions = section.partitions or {"": {}}
+    called: dict[str, str] = {}
     for seed, split, (attack, fraction), method in itertools.product(
         section.seeds, partitions, conditions, section.methods
     ):
@@ -91,12 +95,26 @@ def cells(config: Config) -> list[Cell]:
         name = "-".join(part for part in (method, split, attack, f"{fraction:g}", f"seed{seed}") if part)
         try:
             grid.append(Cell(name, with_values(config, changes)))
+            called[split] = partition_name(grid[-1].config.partition)
         except ConfigError as error:
             where = f"{method}, {split}" if split else method
             problems += [f"{where}: {problem}" for problem in error.problems]
+    problems += [
+        f"more than one cell would be named {name}. Rename a variant or a partition."
+        for name in _repeated(cell.name for cell in grid)
+    ]
+    problems += [
+        f'more than one partition would be "{words}" in the tables, as if they were seeds of one. Compare them in '
+        "directories of their own."
+        for words in _repeated(called.values())
+    ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), source="the comparison")
     return grid
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _scale(config: Config, attack: str) -> float | None:
@@ -130,7 +148,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
 
     Raises:
         ConfigError: as `cells`.
-        RecordError: the directory holds another comparison, or another process is at it.
+        RecordError: the directory or one of its cells holds another comparison's, or another process is at it.
         CellsFailed: names each cell that failed with its reason, after all others have finished.
     """
     grid = cells(config)
@@ -147,9 +165,9 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
         waiting: dict[str, Job[list[evaluation.Row]]] = {}
         for cell in jobs:
             place = directory / "runs" / cell.name
-            done = records.read_evaluation(place)
-            if done is not None:
-                finished[cell.name] = done["rows"]
+            rows_before = _finished_rows(cell, place)
+            if rows_before is not None:
+                finished[cell.name] = rows_before
                 tell(cell.name, "finished", 1, 1)
             else:
                 waiting[cell.name] = functools.partial(_run_cell, cell, place)
@@ -171,6 +189,24 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
             f"Run the same command again to try them once more.{listing}"
         )
     return rows
+
+
+def _finished_rows(cell: Cell, place: Path) -> list[evaluation.Row] | None:
+    """The rows of a cell that ran before, None where it has not.
+
+    Raises:
+        RecordError: what lies there is of another configuration. Only the base model, which nothing trained, has none.
+    """
+    done = records.read_evaluation(place)
+    file = place / "config.toml"
+    if done is not None and file.is_file():
+        changes = records.changed_keys(records.read_config(file), tomllib.loads(to_toml(cell.config)))
+        if changes:
+            raise RecordError(
+                f"{place} holds a finished run of another configuration{records.differing(changes)}. Choose another "
+                "directory for the comparison, or remove that run."
+            )
+    return None if done is None else list(done["rows"])
 
 
 def _rows_beside(directory: Path, names: Collection[str]) -> list[evaluation.Row]:

@@ -12,6 +12,13 @@ from fedeat.report.tables import ResultTable, percent
 _FEW_TABLES = 3
 _FEW_CONDITIONS = 2
 _FEW_SEEDS = 5
+_REASONS = {
+    "constant prediction": "a model that always answers the same is not robust",
+    "no better than guessing": "one no better than by guessing has nothing that could be moved",
+    "unparsable answers": "where answers are no answers, the rest says little",
+    "few originals right": "of a handful of pairs a rate is noise",
+}
+"""What a kind of flag (`evaluation.robustness`) says against reading an attack success rate."""
 _MEASURES = {"accuracy": "accuracy", "asr": "attack success rate"}
 
 
@@ -138,7 +145,7 @@ def shows_not(tables: Sequence[ResultTable], rows: Sequence[Row]) -> list[str]:
         )
     if not any(table.tested.differences for table in tables):
         sentences.append("No two methods could be compared on the same texts, so no difference is shown.")
-    return [*sentences, *_flagged(tables), *_seeds(rows), *_pairs(rows)]
+    return [*sentences, *_flagged(tables), *_seeds(tables), *_pairs(rows)]
 
 
 def _could_show(smallest: Sequence[float]) -> str:
@@ -168,31 +175,42 @@ def method_note(tables: Sequence[ResultTable]) -> str:
 
 def _flagged(tables: Sequence[ResultTable]) -> list[str]:
     methods: dict[str, int] = {}
+    kinds: set[str] = set()
     for table in tables:
         for (method, _), cell in table.cells.items():
             if cell.flags and not (method == "base" and table is not tables[0]):
                 methods[method] = methods.get(method, 0) + 1
+                kinds |= {reason for start, reason in _REASONS.items() if any(f.startswith(start) for f in cell.flags)}
     if not methods:
         return []
     total = sum(methods.values())
     names = listed([f"{count} of {display_name(method)}" for method, count in methods.items()])
+    why = "; ".join(reason for reason in dict.fromkeys(_REASONS.values()) if reason in kinds)
     return [
         f"{total} cell{' is' if total == 1 else 's are'} flagged ({names}) and compared with nothing "
-        "in attack success: a model that always answers the same, or no better than by guessing, is not robust."
+        f"in attack success{': ' if why else ''}{why}."
     ]
 
 
-def _seeds(rows: Sequence[Row]) -> list[str]:
-    seeds = len({row.seed for row in rows if row.method != "base"})
-    if seeds > 1:
-        found = [f"{seeds} seeds were run; a difference between methods is one over these seeds and these texts."]
-        if seeds < _FEW_SEEDS:
-            found.append(
-                "So few say little of how far trainings scatter, and the tests allow for that: with more seeds much "
-                "smaller differences could be shown."
-            )
-        return found
-    return ["One seed was run: the differences are between these trained models, and another training may turn them."]
+def _seeds(tables: Sequence[ResultTable]) -> list[str]:
+    """What the seeds that two methods share let a difference say."""
+    counts = {item.seeds for table in tables for item in table.tested.differences}
+    if not counts:
+        return []
+    fewest, most = min(counts), max(counts)
+    one = "the differences are between these trained models, and another training may turn them."
+    if most == 1:
+        return [f"One seed was run: {one}"]
+    span = f"{most} seeds were run" if fewest == most else f"Two methods share {fewest} to {most} seeds"
+    found = [f"{span}; a difference between methods is one over these seeds and these texts."]
+    if fewest == 1:
+        found.append(f"Where it is one seed, {one}")
+    if fewest < _FEW_SEEDS:
+        found.append(
+            "So few say little of how far trainings scatter, and the tests allow for that: with more seeds much "
+            "smaller differences could be shown."
+        )
+    return found
 
 
 def _pairs(rows: Sequence[Row]) -> list[str]:

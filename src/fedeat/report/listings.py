@@ -50,9 +50,17 @@ def table_view(result: ResultTable, canvas: Canvas) -> dict[str, Any]:
         "footnotes": result.footnotes,
         "bold": bool(result.bold_accuracy or result.bold_asr),
         "verdicts": [_verdict(result, task) for task in result.tasks] if result.tested.differences else [],
-        "seeds": max((cell.accuracy.seeds for cell in result.cells.values()), default=0),
+        "seeds": _seeds(result),
         "csv": canvas.csv(table_csv([result]), f"table-{result.number}-{result.condition.short}"),
     }
+
+
+def _seeds(result: ResultTable) -> str:
+    """How many seeds the cells are means over, the base model's apart, such as "1 to 5"; "" for one."""
+    counts = sorted({cell.accuracy.seeds for (method, _), cell in result.cells.items() if method != "base"})
+    if not counts or counts[-1] <= 1:
+        return ""
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _cell_view(result: ResultTable, method: str, task: str) -> dict[str, Any] | None:
@@ -82,9 +90,15 @@ def _verdict(result: ResultTable, task: str) -> list[tuple[str, str]]:
         items = result.tested.of(task, measure)
         count = sum(item.significant for item in items)
         words = "" if not items else f"{count} of {len(items)} shown" if count else "none shown"
-        smallest = f"from {percent(statistics.median(item.detectable for item in items))}" if items else ""
+        smallest = _smallest(items) if items else ""
         found.append((words, smallest))
     return found
+
+
+def _smallest(items: Sequence[Difference]) -> str:
+    """Such as "from 2.4": the points that half of the comparisons, of those that could show any, could have shown."""
+    able = [item.detectable for item in items if item.detectable < 1]
+    return f"from {percent(statistics.median(able))}" if able else "none"
 
 
 def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[str, Any]:
@@ -115,7 +129,7 @@ def difference_listing(tables: Sequence[ResultTable], canvas: Canvas) -> dict[st
             "value": f"{100 * item.value:+.1f}", "interval": f"[{100 * item.low:+.1f}, {100 * item.high:+.1f}]",
             "votes": f"{item.first_votes} : {item.second_votes}", "mcnemar": _p(item.mcnemar),
             "bootstrap": _p(item.bootstrap), "adjusted": _p(item.adjusted), "significant": item.significant,
-            "detectable": percent(item.detectable),
+            "detectable": percent(item.detectable) if item.detectable < 1 else "none",
         }
         for table, item in items[:_SHOWN_LINES]
     ]  # fmt: skip
@@ -159,9 +173,7 @@ def cost_listing(costs: Sequence[tuple[Condition, str, Difference]], canvas: Can
         "tasks": tasks,
         "lines": shown[:_SHOWN_LINES],
         "count": len(lines),
-        "smallest": [
-            percent(statistics.median(item.detectable for _, _, item in costs if item.task == task)) for task in tasks
-        ],
+        "smallest": [_smallest([item for _, _, item in costs if item.task == task]) for task in tasks],
     }
 
 

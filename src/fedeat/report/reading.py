@@ -229,7 +229,12 @@ def merge(parts: Sequence[Records]) -> Records:
     seen = Counter(key for run in runs for key in _results_of(run))
     rows = [row for part in parts if not part.runs for row in part.rows]
     of_base = [row for part in parts if part.runs for row in part.rows if row.method == "base"]
-    rows += {(row.task, row.seed): row for row in reversed(of_base)}.values()
+    bases = {(row.task, row.seed): replace(row, run="") for row in reversed(of_base)}
+    notes: list[str] = []
+    if all(replace(row, run="") == bases[row.task, row.seed] for row in of_base):
+        rows += bases.values()
+    else:
+        notes.append("the directories have different base models; the tables have none of them")
     kept = []
     for run in runs:
         if any(seen[key] > 1 for key in _results_of(run)):
@@ -239,7 +244,6 @@ def merge(parts: Sequence[Records]) -> Records:
         else:
             kept.append(run)
         rows += kept[-1].rows
-    notes: list[str] = []
     for part in parts:
         single = part.runs[0].name if len(part.runs) == 1 else None
         notes += [f"{single}: {note}" if single else note for note in part.notes]

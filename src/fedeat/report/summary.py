@@ -5,6 +5,7 @@ Which differences are shown, and which are not, is said by `claims`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fedeat.report.cells import display_name
@@ -31,33 +32,34 @@ def summarise(tables: Sequence[ResultTable], *, attack_free: bool = False) -> li
 
 
 def _attack_free(table: ResultTable) -> list[str]:
-    means = {method: _mean_accuracy(table, method) for method in table.methods}
-    trained = {method: value for method, value in means.items() if method != "base" and value is not None}
-    base = means.get("base")
-    if not trained:
-        alone = f"The base model alone answers {percent(base)} % correctly, {_over(table)}."
+    tasks = _common(table.methods, table)
+    means = {method: _mean_accuracy(table, method, tasks) for method in table.methods} if tasks else {}
+    base = means.pop("base", None)
+    if not means:
+        alone = f"The base model alone answers {percent(base)} % correctly, {_over(tasks, table)}."
         return [alone] if base is not None else []
-    parts = ", ".join(f"{display_name(method)} {percent(value)} %" for method, value in trained.items())
-    sentence = f"{_capital(table.condition.phrase)} the accuracy, {_over(table)}, is {parts}"
+    parts = ", ".join(f"{display_name(method)} {percent(value)} %" for method, value in means.items())
+    sentence = f"{_capital(table.condition.phrase)} the accuracy, {_over(tasks, table)}, is {parts}"
     return [sentence + (f"; the base model alone has {percent(base)} %." if base is not None else ".")]
 
 
 def _under_attack(table: ResultTable, free: ResultTable | None) -> list[str]:
+    methods = [method for method in table.methods if method != "base"]
+    before = [method for method in methods if free is not None and method in free.methods]
+    tasks = _common(methods, table)
+    if free is not None:
+        tasks = [task for task in tasks if task in _common(before, free)]
+    if not tasks:
+        return []
     lost, held, mixed = [], [], []
-    for method in table.methods:
-        value = _mean_accuracy(table, method)
-        if method == "base" or value is None:
+    for method in methods:
+        value = percent(_mean_accuracy(table, method, tasks))
+        if free is None or method not in before:
+            mixed.append(f"{display_name(method)} has {value} % accuracy")
             continue
-        before = _mean_accuracy(free, method) if free is not None else None
-        if free is None or before is None:
-            mixed.append(f"{display_name(method)} has {percent(value)} % accuracy")
-            continue
-        shared = [task for task in table.tasks if (method, task) in table.cells and (method, task) in free.cells]
-        fallen = [
-            task for task in shared if table.cells[method, task].accuracy.below(free.cells[method, task].accuracy)
-        ]
-        change = f"from {percent(before)} to {percent(value)} %"
-        if shared and len(fallen) == len(shared):
+        fallen = [task for task in tasks if table.cells[method, task].accuracy.below(free.cells[method, task].accuracy)]
+        change = f"from {percent(_mean_accuracy(free, method, tasks))} to {value} %"
+        if len(fallen) == len(tasks):
             lost.append(f"{display_name(method)} ({change})")
         elif not fallen:
             held.append(f"{display_name(method)} ({change})")
@@ -68,21 +70,28 @@ def _under_attack(table: ResultTable, free: ResultTable | None) -> list[str]:
         parts.append(f"{listed(lost)} clearly {'loses' if len(lost) == 1 else 'lose'} accuracy on every task")
     if held:
         parts.append(f"for {listed(held)} no task shows a loss beyond its interval")
-    parts += mixed
-    if not parts:
-        return []
-    basis = "one task" if len(table.tasks) == 1 else f"means over {len(table.tasks)} tasks"
-    return [f"{_capital(table.condition.phrase)} {'; '.join(parts)} ({basis})."]
+    return [f"{_capital(table.condition.phrase)} {'; '.join([*parts, *mixed])} ({_over(tasks, table)})."]
 
 
-def _mean_accuracy(table: ResultTable, method: str) -> float | None:
-    values = [table.cells[method, task].accuracy.mean for task in table.tasks if (method, task) in table.cells]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _common(methods: Sequence[str], table: ResultTable) -> list[str]:
+    """The tasks of which every one of these methods has an accuracy: means over others compare unlike things."""
+    cells = table.cells
+    return [
+        task
+        for task in table.tasks
+        if all((method, task) in cells and cells[method, task].accuracy.mean is not None for method in methods)
+    ]
 
 
-def _over(table: ResultTable) -> str:
-    return "on one task" if len(table.tasks) == 1 else f"a mean over {len(table.tasks)} tasks"
+def _mean_accuracy(table: ResultTable, method: str, tasks: Sequence[str]) -> float:
+    return math.fsum(table.cells[method, task].accuracy.mean or 0.0 for task in tasks) / len(tasks)
+
+
+def _over(tasks: Sequence[str], table: ResultTable) -> str:
+    shared = " that all have" if len(tasks) < len(table.tasks) else ""
+    if len(tasks) == 1:
+        return f"on the one task{shared}" if shared else "on one task"
+    return f"a mean over the {len(tasks)} tasks{shared}" if shared else f"a mean over {len(tasks)} tasks"
 
 
 def listed(names: Sequence[str]) -> str:
