@@ -117,7 +117,9 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
     wanted = own if attacks is None else ["none", *attacks]
 
     def belongs(of: Row | Run) -> bool:
-        return (wanted is None or of.condition.attack in wanted) and (study == "attacks" or of.method in METHODS)
+        return (wanted is None or of.condition.attack in wanted) and (
+            study == "attacks" or of.method in (*METHODS, "base")
+        )
 
     return Records(
         rows=tuple(filter(belongs, records.rows)),

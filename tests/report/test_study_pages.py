@@ -86,10 +86,13 @@ def test_an_ablation_leaves_a_method_of_another_study_out(
     advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
 ) -> None:
     new_run(out / "sst2" / "runs" / "gm-nnm-none-0", "gm-nnm", "none", 0, rounds=2)
+    new_run(out / "sst2" / "runs" / "base", "base", "none", 0, rounds=2)
     command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path), "--tables-only"]
     for study in ("ablation", "attacks"):
         advglue.main(["--study", study, *command])
-        assert ("| gm-nnm |" in (tmp_path / f"{study}.md").read_text()) == (study == "attacks")
+        text = (tmp_path / f"{study}.md").read_text()
+        assert "| Base model |" in text
+        assert ("| gm-nnm |" in text) == (study == "attacks")
 
 
 def test_parts_of_a_grid_have_a_command_each(

@@ -14,7 +14,7 @@ _FEW_CONDITIONS = 2
 _FEW_SEEDS = 5
 _REASONS = {
     "constant prediction": "a model that always answers the same is not robust",
-    "no better than guessing": "one no better than by guessing has nothing that could be moved",
+    "no better than guessing": "a model no better than by guessing has nothing that could be moved",
     "unparsable answers": "where answers are no answers, the rest says little",
     "few originals right": "of a handful of pairs a rate is noise",
 }
