@@ -40,7 +40,7 @@ _CLASSIFIER = (
     "of {held_out} train rows of each task held out."
 )
 _LANGUAGE_MODEL = (
-    "A Llama of {parameters} parameters ([its training](../../scripts/train_base_model.py), {steps} steps) with a LoRA "
+    "A Llama of {parameters:.1f} million parameters ([its training](../../scripts/train_base_model.py), {steps} steps) with a LoRA "
     "adapter, asked in TrustLLM's wording and scored by likelihood ([configurations](../../configs/real)). The base "
     "has seen the first half of each GLUE train file and free instructions; the clients hold second halves; nothing "
     "trains on a dev file. The base alone was right on {own} of test rows."
@@ -168,7 +168,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
 def _about_base(study: str, base: Mapping[str, Any]) -> str:
     if study == "language-model":
         own = ", ".join(f"{row['task']} {percent(row['accuracy'])} %" for row in base["test"])
-        return _LANGUAGE_MODEL.format(parameters=base["parameters"], steps=base["settings"]["steps"], own=own)
+        return _LANGUAGE_MODEL.format(parameters=base["parameters"] / 1e6, steps=base["settings"]["steps"], own=own)
     own = ", ".join(
         f"{task} {percent(value)} %" for task, value in base["held_out_accuracy_with_its_own_heads"].items()
     )

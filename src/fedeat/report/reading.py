@@ -229,7 +229,9 @@ def merge(parts: Sequence[Records]) -> Records:
     seen = Counter(key for run in runs for key in _results_of(run))
     rows = [row for part in parts if not part.runs for row in part.rows]
     of_base = [row for part in parts if part.runs for row in part.rows if row.method == "base"]
-    bases = {(row.task, row.seed): replace(row, run="") for row in reversed(of_base)}
+    bases: dict[tuple[str, int], Row] = {}
+    for row in of_base:
+        bases.setdefault((row.task, row.seed), replace(row, run=""))
     notes: list[str] = []
     if all(replace(row, run="") == bases[row.task, row.seed] for row in of_base):
         rows += bases.values()
