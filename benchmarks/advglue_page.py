@@ -40,10 +40,11 @@ _CLASSIFIER = (
     "of {held_out} train rows of each task held out."
 )
 _LANGUAGE_MODEL = (
-    "A Llama of {parameters:.1f} million parameters ([its training](../../scripts/train_base_model.py), {steps} steps) with a LoRA "
-    "adapter, asked in TrustLLM's wording and scored by likelihood ([configurations](../../configs/real)). The base "
-    "has seen the first half of each GLUE train file and free instructions; the clients hold second halves; nothing "
-    "trains on a dev file. The base alone was right on {own} of test rows."
+    "A Llama of {parameters:.1f} million parameters ([its training](../../scripts/train_base_model.py), {steps} "
+    "steps) with a LoRA adapter, asked in TrustLLM's wording and scored by likelihood "
+    "([configurations](../../configs/real)). The base has seen the first half of each GLUE train file and free "
+    "instructions; the clients hold second halves; nothing trains on a dev file. The base alone was right on {own} "
+    "of test rows."
 )
 TITLES = {
     "advglue": ("Four methods on GLUE and AdvGLUE", "One federation a task: 10 clients, Dirichlet(0.5) by label."),
