@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedeat.data import Batch, Example
 from fedeat.model import AdaptedModel, head_losses
+from fedeat.passes import InParts
 
 Load = Callable[..., AdaptedModel]
 
@@ -57,6 +58,26 @@ def test_adapter_is_trained_through_chunks(
         found.append(torch.cat([p.grad.flatten() for p in model.adapter_parameters().values() if p.grad is not None]))
         model.network.zero_grad(set_to_none=True)
     assert float((found[0] - found[1]).norm()) < 1e-5 * float(found[0].norm())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_batch_in_parts_has_the_losses_and_gradients_of_the_whole_through_chunks(
+    load: Load, examples: list[Example], monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    model = load("gemma2", gradient_checkpointing=checkpointing)
+    batch = model.collate([model.encode(example) for example in examples])
+    monkeypatch.setattr(head_losses, "CHUNK", 2 * len(model.tokenizer))
+    found = []
+    for runner in (model, InParts(model, 2)):
+        delta = torch.full(model.embed(batch).shape, 0.1, requires_grad=True)
+        with model.training():
+            loss = batch.mean(runner.supervised_losses(batch, delta))
+            torch.autograd.backward(loss)
+        slopes = [p.grad.flatten() for p in (delta, *model.adapter_parameters().values()) if p.grad is not None]
+        found.append(torch.cat([loss.detach().reshape(1), *slopes]))
+        model.network.zero_grad(set_to_none=True)
+    whole, parts = found
+    assert float((whole - parts).norm()) < 2e-5 * float(whole.norm())
 
 
 def test_head_that_is_trained_itself_is_not_chunked(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

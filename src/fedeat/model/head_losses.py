@@ -44,14 +44,16 @@ class _ChunkedLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, rows: int) -> Tensor:
         """Losses; where the hidden states need a gradient, that of each row's loss is kept."""
         losses, slopes = [], []
-        for start in range(0, len(hidden), rows):
-            states, goals = hidden[start : start + rows], targets[start : start + rows]
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                states = states.detach().requires_grad_(ctx.needs_input_grad[0])
-                found = row_losses(head(states), goals)
-                if found.requires_grad:
-                    slopes.append(torch.autograd.grad(found.sum(), states)[0])
-            losses.append(found.detach())
+        # A batch in parts is checkpointed, and a checkpoint's hooks would run the forward again for each gradient here.
+        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            for start in range(0, len(hidden), rows):
+                states, goals = hidden[start : start + rows], targets[start : start + rows]
+                with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                    states = states.detach().requires_grad_(ctx.needs_input_grad[0])
+                    found = row_losses(head(states), goals)
+                    if found.requires_grad:
+                        slopes.append(torch.autograd.grad(found.sum(), states)[0])
+                losses.append(found.detach())
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses)
@@ -62,6 +64,10 @@ class _ChunkedLosses(torch.autograd.Function):
         """(N,) gradient of the losses -> (N, H) gradient of the hidden states."""
         (slopes,) = ctx.saved_tensors
         return (slopes * gradient.unsqueeze(1)).to(slopes.dtype), None, None, None
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextlib.contextmanager
