@@ -161,6 +161,18 @@ def test_yopo_with_one_inner_step_is_pgd(model: AdaptedModel, batch: Batch) -> N
     assert all(close(got, wanted, 1e-3) for got, wanted in zip(found[1:], expected[1:], strict=True))
 
 
+def test_yopo_is_the_same_where_layers_recompute_their_activations(
+    anyone: str, load: Load, examples: list[Example]
+) -> None:
+    yopo = functools.partial(variants.yopo, ascent=Ascent(RADIUS, 2), inner=2, objective=objective.adversarial)
+    found = []
+    for checkpointing in (False, True):
+        model = load(anyone, gradient_checkpointing=checkpointing)
+        found.append(run(yopo, model, model.collate([model.encode(example) for example in examples])))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert all(close(got, wanted, 1e-3) for got, wanted in zip(found[1][1:], found[0][1:], strict=True))
+
+
 def test_yopo_raises_the_loss_above_what_its_passes_alone_do(load: Load, examples: list[Example]) -> None:
     model = load("mistral")
     batch = model.collate([model.encode(example) for example in examples])

@@ -225,8 +225,9 @@ class AdaptedModel:
             ModelError: the model has no layers that transformers marks as such.
         """
         seen: list[Tensor] = []
+        options = {"use_cache": False} if self.kind == "causal-lm" else {}
         with hooks.seen_behind(self._first(), seen, stop=True):
-            self._run(self._base, batch, delta)
+            self._run(self._base, batch, delta, **options)
         return seen[0]
 
     def from_first_layer(self, batch: Batch, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
