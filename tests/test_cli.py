@@ -279,6 +279,17 @@ def test_calibration_writes_a_plot_and_recommends(fedeat: Fedeat, make_config: M
     refused(fedeat("calibrate", make_config(), "--radii", "0"), "expected positive numbers")
 
 
+def test_calibration_leaves_harmful_answers_out(fedeat: Fedeat, make_config: MakeConfig, tmp_path: Path) -> None:
+    rows = [{"instruction": f"film {i}", "output": "no .", "harmful": "good film ."} for i in range(3)]
+    file = tmp_path / "harmful.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(data={"train": [str(file)]}, evaluation={"data": []})
+    code, _, err = fedeat("calibrate", config, "--radii", "0.1", "--steps", 1)
+    assert code == 0, err
+    assert "note: 3 harmful answers left out" in err
+    assert json.loads(Path("calibration/calibration.json").read_text())["examples"] == 3
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

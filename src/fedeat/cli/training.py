@@ -159,15 +159,21 @@ def calibrate(
     from fedeat.model import load_model
 
     settings = config.load(config_file, set_ or ())
-    pool = experiment.training_examples(settings)
+    rows = experiment.training_examples(settings)
+    pool = [example for example in rows if not example.away]
+    if len(pool) < len(rows):
+        note = "%d harmful answers left out: there an attack makes the answer likelier, not less likely."
+        logging.getLogger(__name__).info(note, len(rows) - len(pool))
     order = torch.randperm(len(pool), generator=seeding.generator(settings.seed, "calibration")).tolist()
+    drawn = [pool[i] for i in order[:examples]]
     source = experiment.model_source(settings, pool)
     network = load_model(source, lora=None, adapter=adapter, seed=settings.seed)
     network.check_embeddings()
     with terminal.stage_bars() as tell:
         found = calibration.calibrate(
             network,
-            [network.encode(pool[i]) for i in order[:examples]],
+            [network.encode(example) for example in drawn],
+            tasks=[example.task for example in drawn],
             radii=parse_radii(radii) or calibration.GRID,
             steps=steps,
             norm=settings.perturbation.norm,

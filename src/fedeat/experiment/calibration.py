@@ -2,15 +2,16 @@
 
 A radius that trains well raises the loss and leaves something to learn. The one recommended is the largest of the
 grid at which the attack takes away at most half of what the model can do on clean inputs: half of its accuracy above
-chance on supervised tokens or classes. It is a rule of thumb that a validation run should confirm, and it speaks of
-the model as it is: calibrate the model that will be attacked, with an adapter where there is one.
+chance on classes or answer tokens, the token that closes an answer left out. It is a rule of thumb that a validation
+run should confirm, and it speaks of the model as it is: calibrate the model that will be attacked, with an adapter
+where there is one.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -36,7 +37,7 @@ class Point:
         clean_loss: mean cross-entropy a sample without a perturbation.
         adversarial_loss: the same at the perturbation that PGD finds.
         random_loss: the same at a random perturbation of that length; an attack that is no stronger is broken.
-        accuracy: share of supervised tokens or classes that the model gets right without a perturbation.
+        accuracy: share of classes or answer tokens that the model gets right without a perturbation.
         adversarial_accuracy: the same at the perturbation that PGD finds.
     """
 
@@ -54,7 +55,8 @@ class Calibration:
 
     Attributes:
         points: one a radius, in rising order.
-        chance: accuracy of always giving the most frequent target.
+        chance: accuracy of the most frequent target: of each task's, and behind what an answer of a task has said so
+            far, or of all tokens of free text.
         recommended: a radius of the grid, None where even the smallest takes too much.
         examples: how many were used.
     """
@@ -73,6 +75,7 @@ def calibrate(
     model: AdaptedModel,
     encoded: Sequence[Encoded],
     *,
+    tasks: Sequence[str] = (),
     radii: Sequence[float] = GRID,
     steps: int = 10,
     norm: Norm = "l2",
@@ -84,7 +87,8 @@ def calibrate(
 
     Args:
         model: with its adapter, where it has one.
-        encoded: labelled or answered examples.
+        encoded: labelled or answered examples; none that the model is to move away from.
+        tasks: the task of each example, "" for free text; () takes all of them for free text.
         radii: > 0, relative.
         steps: >= 1, of PGD; more than training uses, so that a weak attack does not pass for a robust model.
         norm: which ball.
@@ -96,14 +100,12 @@ def calibrate(
         DataError: no example has an answer or a label to be right about.
     """
     unit = model.embedding_unit(norm)
+    closing = model.tokenizer.eos_token_id if model.kind == "causal-lm" else None
+    chance = _chance(encoded, tasks or [""] * len(encoded), closing)
     order = sorted(encoded, key=lambda item: len(item.input_ids))
     batches = [model.collate(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
-    targets = torch.cat([batch.targets for batch in batches]).tolist()
-    if not targets:
-        raise DataError("nothing to calibrate on: no example has an answer. Give training data with answers.")
-    chance = Counter(targets).most_common(1)[0][1] / len(targets)
     total = len(batches) * (1 + len(radii))
-    clean = _Tally()
+    clean = _Tally(closing)
     for done, batch in enumerate(batches, start=1):
         clean.add(model, batch, None)
         progress("calibrate", done, total)
@@ -111,7 +113,7 @@ def calibrate(
     for index, radius in enumerate(sorted(radii)):
         attack: Perturb = functools.partial(pgd, radius=radius * unit, steps=steps, norm=norm)
         noise: Perturb = functools.partial(random, radius=radius * unit, norm=norm)
-        attacked, random_ = _Tally(), _Tally()
+        attacked, random_ = _Tally(closing), _Tally(closing)
         for number, batch in enumerate(batches):
             generator = seeding.generator(seed, "calibration", index, number)
             attacked.add(model, batch, _find(model, batch, attack, generator))
@@ -139,10 +141,31 @@ def recommend(points: Sequence[Point], *, chance: float) -> float | None:
     return best
 
 
-class _Tally:
-    """Sums of losses a sample and of right rows."""
+def _chance(encoded: Sequence[Encoded], tasks: Sequence[str], closing: int | None) -> float:
+    """Accuracy of one who knows the task and what of its answer was said, but not the text; see `Calibration`.
 
-    def __init__(self) -> None:
+    Raises:
+        DataError: there is nothing to be right about.
+    """
+    seen: dict[Hashable, Counter[int]] = defaultdict(Counter)
+    for item, task in zip(encoded, tasks, strict=True):
+        if item.label is not None:
+            seen[task, item.classes][item.label] += 1
+            continue
+        answer = item.input_ids[item.answer_start :]
+        for place, token in enumerate(answer):
+            if token != closing:
+                seen[task, answer[:place] if task else ()][token] += 1
+    if not seen:
+        raise DataError("nothing to calibrate on: no example has an answer. Give training data with answers.")
+    return sum(max(counts.values()) for counts in seen.values()) / sum(counts.total() for counts in seen.values())
+
+
+class _Tally:
+    """Sums of losses a sample and of right rows, those of the closing token left out: a constant gets them right."""
+
+    def __init__(self, closing: int | None) -> None:
+        self._closing = closing
         self._loss = 0.0
         self._samples = self._right = self._rows = 0
 
@@ -151,8 +174,11 @@ class _Tally:
             logits = model.supervised_logits(batch, delta)
         self._loss += float(sample_sum(logits, batch.targets, batch.samples))
         self._samples += len(batch.input_ids)
-        self._right += int((logits.argmax(-1) == batch.targets).sum())
-        self._rows += len(batch.targets)
+        right = logits.argmax(-1) == batch.targets
+        if self._closing is not None:
+            right = right[batch.targets != self._closing]
+        self._right += int(right.sum())
+        self._rows += len(right)
 
     @property
     def loss(self) -> float:
