@@ -7,6 +7,8 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from fedeat import objective, perturbation
 from fedeat.algorithm import LocalTraining
 from fedeat.data import Encoded, Example
-from fedeat.engine.in_process import Batching, run_clients
+from fedeat.engine.in_process import Batching, _batches, run_clients
 from fedeat.errors import DataError
 from fedeat.model import AdaptedModel, Lora
 from fedeat.updates import ClientUpdate
@@ -163,6 +165,22 @@ def test_steps_are_epochs_of_batches_up_to_the_limit(
     update = run(model, shards, [0], training=replace(TRAINING, local_epochs=epochs), batching=batching)[0]
     assert update.metrics["steps"] == steps
     assert update.num_examples == examples_
+
+
+@pytest.mark.parametrize("limit", [10, 60, 100, 150, 1000])
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_limit_on_steps_holds_where_a_token_budget_makes_epochs_of_unlike_length(limit: int, seed: int) -> None:
+    lengths = torch.randint(5, 80, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    shard = [Encoded((1,) * length, (True,) * length, answer_start=1) for length in lengths]
+    gathers: Any = SimpleNamespace(collate=list)
+
+    def epochs(limit: int | None) -> list[list[list[Encoded]]]:
+        batching = Batching(4, limit, tokens=100)
+        return [list(_batches(gathers, shard, batching, epoch, seed=seed)) for epoch in range(4)]
+
+    everything = [batch for epoch in epochs(None) for batch in epoch]
+    assert len({len(epoch) for epoch in epochs(None)}) > 1
+    assert [batch for epoch in epochs(limit) for batch in epoch] == everything[:limit]
 
 
 def test_progress_is_told_after_each_client(model: AdaptedModel, examples: list[Example]) -> None:

@@ -112,18 +112,24 @@ def run_clients(
 def _batches(
     model: AdaptedModel, shard: Sequence[Encoded], batching: Batching, epoch: int, *, seed: int
 ) -> Iterator[Batch]:
+    groups = _groups(shard, batching, epoch, seed=seed)
+    if batching.max_steps is not None:
+        earlier = epoch * len(groups)
+        if batching.tokens is not None:  # an epoch has as many batches as its order makes
+            earlier = sum(len(_groups(shard, batching, past, seed=seed)) for past in range(epoch))
+        groups = groups[: max(0, batching.max_steps - earlier)]
+    for group in groups:
+        yield model.collate([shard[i] for i in group])
+
+
+def _groups(shard: Sequence[Encoded], batching: Batching, epoch: int, *, seed: int) -> list[list[int]]:
+    """An epoch's batches as indices, without regard to the limit on steps."""
     generator = seeding.generator(seed, epoch)
-    lengths = [len(item.input_ids) for item in shard]
     if batching.blind:
         order = torch.randperm(len(shard), generator=generator)
-        groups = [group.tolist() for group in torch.split(order, batching.batch_size)]
-    else:
-        groups = length_grouped(lengths, batching.batch_size, generator=generator, tokens=batching.tokens)
-    limit = len(groups)
-    if batching.max_steps is not None:
-        limit = max(0, batching.max_steps - epoch * len(groups))
-    for group in groups[: min(limit, len(groups))]:
-        yield model.collate([shard[i] for i in group])
+        return [group.tolist() for group in torch.split(order, batching.batch_size)]
+    lengths = [len(item.input_ids) for item in shard]
+    return length_grouped(lengths, batching.batch_size, generator=generator, tokens=batching.tokens)
 
 
 @contextmanager
