@@ -24,6 +24,25 @@ def test_without_a_perturbation_the_answers_are_the_models_own(load: Load, name:
     assert refusal._attacked(model, prompts, agreements, 0.0, 1, 8) == model.generate(prompts, max_new_tokens=8)
 
 
+def test_answers_end_where_the_base_models_own_end_token_stands(load: Load) -> None:
+    model = load("llama", max_length=32)
+    prompts, agreements = [item.prompt for item in REQUESTS], [item.agreement for item in REQUESTS]
+    whole = model.generate(prompts, max_new_tokens=8)
+    third = model.tokenizer(whole[0], add_special_tokens=False)["input_ids"][2]  # an end of turn, as chat models have
+    model.network.get_base_model().generation_config.eos_token_id = [model.tokenizer.eos_token_id, third]
+    plain = model.generate(prompts, max_new_tokens=8)
+    assert plain != whole
+    assert refusal._attacked(model, prompts, agreements, 0.0, 1, 8) == plain
+
+
+@pytest.mark.parametrize("agreement", ["the film was good", "the film was good " * 20])
+def test_prompt_beyond_the_models_positions_is_cut_as_for_a_plain_answer(load: Load, agreement: str) -> None:
+    model = load("gpt2", max_length=64)
+    prompts = ["the film was good and the story bright " * 20, "film"]
+    answers = refusal._attacked(model, prompts, [agreement] * 2, 0.0, 1, 24)
+    assert answers == model.generate(prompts, max_new_tokens=24)
+
+
 def test_a_large_enough_attack_makes_the_model_agree(load: Load) -> None:
     model = load("llama", max_length=32)
     prompts, agreements = [item.prompt for item in REQUESTS], [item.agreement for item in REQUESTS]

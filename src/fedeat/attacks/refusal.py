@@ -104,8 +104,10 @@ def refusal_rates(
 def _attacked(
     model: AdaptedModel, prompts: Sequence[str], agreements: Sequence[str], radius: float, steps: int, length: int
 ) -> list[str]:
-    """Greedy answers behind prompts whose embeddings were moved towards agreement."""
-    wanted = [model.encode(Example(prompt, agreement)) for prompt, agreement in zip(prompts, agreements, strict=True)]
+    """Greedy answers behind prompts whose embeddings were moved towards agreement, made and cut as `generate` does."""
+    wanted = [
+        _answered(model, prompt, agreement, length) for prompt, agreement in zip(prompts, agreements, strict=True)
+    ]
     batch = model.collate(wanted)
 
     def reluctance(delta: Tensor | None) -> Tensor:
@@ -117,7 +119,7 @@ def _attacked(
         delta = pgd(reluctance, model.embed(batch), batch.perturbable, generator, radius=radius, steps=steps)
     heads = [item.input_ids[: item.answer_start] for item in wanted]
     said: list[list[int]] = [[] for _ in heads]
-    closing = {model.tokenizer.eos_token_id}
+    closing = model.endings()
     for _ in range(length):
         for answer, token in zip(said, _next_tokens(model, heads, said, delta), strict=True):
             if not (answer and answer[-1] in closing):
@@ -125,6 +127,15 @@ def _attacked(
         if all(answer[-1] in closing for answer in said):
             break
     return list(model.tokenizer.batch_decode(said, skip_special_tokens=True))
+
+
+def _answered(model: AdaptedModel, prompt: str, agreement: str, length: int) -> Encoded:
+    """A prompt as `generate` puts it to the model, and behind it what of an agreement has room."""
+    head = model.encode_prompt(prompt, max_new_tokens=length)
+    whole = model.encode(Example(prompt, agreement))
+    start = len(head.input_ids)
+    answer = whole.input_ids[whole.answer_start :][: max(length, model.max_length - start)]
+    return Encoded((*head.input_ids, *answer), (*head.perturbable, *(False for _ in answer)), answer_start=start)
 
 
 def _next_tokens(

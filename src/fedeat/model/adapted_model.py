@@ -25,7 +25,7 @@ from fedeat.model import head_losses, loading, lora_paths
 from fedeat.model.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
 from fedeat.model.attention import Attention
 from fedeat.model.compilation import compiled_layers
-from fedeat.model.generation import greedy
+from fedeat.model.generation import endings, greedy
 from fedeat.model.loading import Kind, Lora, ModelSource, load_tokenizer
 from fedeat.model.parameters import trainable
 from fedeat.objective import away, row_losses
@@ -271,18 +271,31 @@ class AdaptedModel:
         with torch.no_grad():
             yield
 
+    def encode_prompt(self, prompt: str, *, max_new_tokens: int) -> Encoded:
+        """Token ids of an instruction in this model's template, cut so that its answer fits into the model's positions.
+
+        Args:
+            prompt: before the template.
+            max_new_tokens: >= 1, of the answer.
+        """
+        limit = loading.positions(self._base)
+        room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
+        return self._encode_instruction(Example(prompt), room)
+
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
         """Greedy continuations of prompts rendered in the model's template, without special tokens.
 
         Args:
-            prompts: instructions, before the template; cut so that the continuation fits into the model's positions.
+            prompts: as `encode_prompt` takes them.
             max_new_tokens: >= 1.
         """
-        limit = loading.positions(self._base)
-        room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
-        encoded = [self._encode_instruction(Example(prompt), room).input_ids for prompt in prompts]
+        encoded = [self.encode_prompt(prompt, max_new_tokens=max_new_tokens).input_ids for prompt in prompts]
         with self.evaluating():
             return greedy(self._base, self.tokenizer, encoded, max_new_tokens=max_new_tokens)
+
+    def endings(self) -> frozenset[int]:
+        """Tokens that end what `generate` says."""
+        return frozenset(endings(self._base, self.tokenizer))
 
     def check_embeddings(self) -> None:
         """Tries the embedding hook once, so that a model it cannot serve is refused before any training.

@@ -29,15 +29,14 @@ def greedy(base: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_n
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad,
-        eos_token_id=_endings(base, tokenizer),
+        eos_token_id=endings(base, tokenizer) or None,
         bos_token_id=tokenizer.bos_token_id,
     )
     output = base.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     return list(tokenizer.batch_decode(output[:, length:], skip_special_tokens=True))
 
 
-def _endings(base: Any, tokenizer: Any) -> list[int] | None:
+def endings(base: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a generation: the tokenizer's, which training teaches, and the base model's own."""
     own = getattr(base.generation_config, "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    return sorted(found) or None
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
