@@ -151,6 +151,22 @@ def test_a_value_of_the_column_that_is_excluded_is_no_client(make_config: MakeCo
         load(make_config(partition={"exclude": ["x"]}))
 
 
+def test_file_of_which_nothing_is_left_is_refused_before_anything_trains(
+    make_config: MakeConfig, sentiment_files: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = sentiment_files["train"].read_text().splitlines(keepends=True)
+    lonely = tmp_path / "lonely.jsonl"
+    lonely.write_text("".join(line for line in lines if '"site1"' in line))
+    section = {"kind": "file", "by": "client", "exclude": ["site1"]}
+    both = {"train": [str(sentiment_files["train"]), str(lonely)]}
+    with pytest.raises(
+        DataError, match=r"partition\.exclude leaves nothing of .*lonely\.jsonl, which is a client's data"
+    ):
+        experiment.prepare(load(make_config(partition=section, data=both)))
+    kept = experiment.prepare(load(make_config(partition=section, data={"train": both["train"][:1] * 2})))
+    assert [len(part) for part in kept.partition] == [36, 36]
+
+
 def test_blank_rows_are_counted_in_the_records(make_config: MakeConfig, tmp_path: Path) -> None:
     rows = [{"instruction": f"who is {i} ?", "output": "the film" if i % 4 else " "} for i in range(12)]
     path = tmp_path / "rows.jsonl"

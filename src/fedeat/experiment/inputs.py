@@ -46,7 +46,8 @@ def training_data(config: Config) -> TrainingData:
 
     Raises:
         ConfigError: the configuration names no data.
-        DataError: a file is broken, a classifier is given free text, or a value to exclude is in no row.
+        DataError: a file is broken, a classifier is given free text, a value to exclude is in no row, or a client's
+            file has no other.
     """
     if not config.data.train:
         raise ConfigError(["data.train is empty. Expected at least one file or data set to train on."])
@@ -81,6 +82,12 @@ def training_data(config: Config) -> TrainingData:
             f"partition.exclude names {', '.join(absent)}, which is in no row's {column!r}. There are {present}. "
             "Correct the value or remove it."
         )
+    for source, size in zip(config.data.train, sizes, strict=True):
+        if config.partition.kind == "file" and not size:
+            raise DataError(
+                f"partition.exclude leaves nothing of {source.path}, which is a client's data where partition.kind is "
+                '"file". Expected at least one row; remove the file from data.train.'
+            )
     if blank:
         _log.info("%d training rows have a blank prompt or answer and were left out.", blank)
     return TrainingData(kept, {"blank": blank, "excluded": len(examples) - len(kept)}, sizes)
