@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -39,8 +41,28 @@ def test_a_harmful_answer_beside_the_safe_one_is_an_example_to_move_away_from() 
 def test_column_becomes_the_group() -> None:
     rows = [{"prompt": "a", "answer": "b", "client": 3}]
     assert instruction_examples(rows, source="x", column="client")[0].group == "3"
-    with pytest.raises(DataError, match=r"x, row 1 has no column 'site' to partition by\. Got answer, client, prompt"):
+    with pytest.raises(
+        DataError, match=r"row 1 has nothing in a column 'site' .* Got the columns answer, client, prompt"
+    ):
         instruction_examples(rows, source="x", column="site")
+
+
+def test_nan_is_a_missing_field() -> None:
+    nan = math.nan
+    row = {"instruction": nan, "prompt": "a", "input": nan, "context": "c", "output": "b", "harmful": nan}
+    assert instruction_examples([row], source="x") == [Example("a\n\nc", "b")]
+    assert instruction_examples([{**row, "context": nan}], source="x") == [Example("a", "b")]
+    with pytest.raises(DataError, match="x, row 2 has none of the fields output"):
+        instruction_examples([row, {**row, "output": nan}], source="x")
+    with pytest.raises(DataError, match="x, row 1 has nothing in a column 'harmful'"):
+        instruction_examples([row], source="x", column="harmful")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, 4, ["a"]])
+def test_input_that_is_not_text_is_named(value: object) -> None:
+    rows = [{"prompt": "a", "input": "", "answer": "b"}, {"prompt": "a", "input": value, "answer": "b"}]
+    with pytest.raises(DataError, match="x, row 2: field 'input' must be text, got"):
+        instruction_examples(rows, source="x")
 
 
 def test_rows_without_a_prompt_or_an_answer_are_left_out_and_countable() -> None:

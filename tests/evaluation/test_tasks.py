@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -103,6 +104,8 @@ def test_group_column_becomes_the_examples_group() -> None:
     assert tasks.examples(rows, "sst2", "causal-lm", group_column="client")[0].group == "3"
     with pytest.raises(DataError, match='row 1: no "hospital"'):
         tasks.examples(rows, "sst2", "causal-lm", group_column="hospital")
+    with pytest.raises(DataError, match='row 2: no "client" to group by'):
+        tasks.examples([*rows, {**ROWS["sst2"], "client": math.nan}], "sst2", "causal-lm", group_column="client")
 
 
 @pytest.mark.parametrize("text", [None, 3, ["a"]])

@@ -4,7 +4,7 @@ Nothing here loads a model library; what a file's format needs is imported when 
 """
 
 from fedeat.data.encoding import length_grouped, require_targets, truncation
-from fedeat.data.examples import OUTPUT_FIELDS, Batch, Encoded, Example, instruction_examples
+from fedeat.data.examples import OUTPUT_FIELDS, Batch, Encoded, Example, given, instruction_examples
 from fedeat.data.files import is_local, read_hub, read_rows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Batch",
     "Encoded",
     "Example",
+    "given",
     "instruction_examples",
     "is_local",
     "length_grouped",

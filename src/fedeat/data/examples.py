@@ -6,6 +6,7 @@ come from is in `files`, how an example becomes tokens in `encoding`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
@@ -149,12 +150,13 @@ def instruction_examples(rows: Sequence[Row], *, source: str, column: str | None
     for number, row in enumerate(rows, start=1):
         instruction = _text(row, INSTRUCTION_FIELDS, source, number)
         answer = _text(row, OUTPUT_FIELDS, source, number)
-        extra = next((str(row[name]) for name in INPUT_FIELDS if row.get(name)), "")
+        inputs = [name for name in INPUT_FIELDS if given(row, name) not in (None, "")]
+        extra = _text(row, inputs, source, number) if inputs else ""
         group = None if column is None else _group(row, column, source, number)
         prompt = "\n\n".join(part for part in (instruction, extra) if part.strip())
         if prompt and answer.strip():
             examples.append(Example(prompt, answer, group=group))
-            harmful = _text(row, (AWAY_FIELD,), source, number) if row.get(AWAY_FIELD) is not None else ""
+            harmful = _text(row, (AWAY_FIELD,), source, number) if given(row, AWAY_FIELD) is not None else ""
             if harmful.strip():
                 examples.append(Example(prompt, harmful, group=group, away=True))
     if rows and not examples:
@@ -162,8 +164,14 @@ def instruction_examples(rows: Sequence[Row], *, source: str, column: str | None
     return examples
 
 
+def given(row: Row, name: str) -> Any:
+    """A row's field; None where it is missing or NaN, which is what pandas makes of a missing one."""
+    value = row.get(name)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _text(row: Row, names: Sequence[str], source: str, number: int) -> str:
-    name = next((name for name in names if row.get(name) is not None), None)
+    name = next((name for name in names if given(row, name) is not None), None)
     if name is None:
         raise DataError(
             f"{source}, row {number} has none of the fields {', '.join(names)}. Expected Alpaca fields (instruction, "
@@ -175,9 +183,9 @@ def _text(row: Row, names: Sequence[str], source: str, number: int) -> str:
 
 
 def _group(row: Row, column: str, source: str, number: int) -> str:
-    if row.get(column) is None:
+    if given(row, column) is None:
         raise DataError(
-            f"{source}, row {number} has no column {column!r} to partition by. Got {', '.join(sorted(map(str, row)))}. "
-            "Set partition.by to one of these."
+            f"{source}, row {number} has nothing in a column {column!r} to partition by. Got the columns "
+            f"{', '.join(sorted(map(str, row)))}. Set partition.by to one that every row has a value in."
         )
     return str(row[column])

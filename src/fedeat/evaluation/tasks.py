@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
 
-from fedeat.data import Example
+from fedeat.data import Example, given
 from fedeat.errors import DataError
 
 Kind = Literal["causal-lm", "sequence-classification"]
@@ -282,7 +282,7 @@ def examples(
         where = f"{source}, row {number}"
         entry = example(item(row, task, where=where), kind)
         if group_column is not None:
-            if row.get(group_column) is None:
+            if given(row, group_column) is None:
                 raise DataError(f'{where}: no "{group_column}" to group by; got the columns {_columns(row)}')
             entry = replace(entry, group=str(row[group_column]))
         made.append(entry)
