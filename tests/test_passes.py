@@ -150,6 +150,16 @@ def test_share_of_the_samples_is_perturbed_as_in_the_whole_batch(
     torch.testing.assert_close(some[chosen], whole[chosen], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "size", "count"), [(0.28, 25, 7), (0.07, 100, 7), (0.29, 25, 8), (0.5, 3, 2)])
+def test_share_is_rounded_up_from_what_it_says_not_from_its_floating_point(
+    load: Load, share: float, size: int, count: int
+) -> None:
+    model = load("llama")
+    batch = batch_of(model, [Example("film", "yes")] * size)
+    delta = on_share(lambda loss, embeddings, *rest: torch.ones_like(embeddings), model, batch, seeded(), share=share)
+    assert int(delta.flatten(1).any(1).sum()) == count
+
+
 def test_every_other_batch_is_trained_clean(load: Load, examples: list[Example]) -> None:
     model = load("llama")
     start, batch = model.adapter(), batch_of(model, examples)

@@ -44,7 +44,7 @@ def on_share(perturb: Perturb, model: Model[B], batch: B, generator: torch.Gener
         share: 0..1; the number of samples is rounded up.
     """
     size = len(batch.attention_mask)
-    count = math.ceil(share * size)
+    count = math.ceil(round(share * size, 9))  # .07 * 100 is a little above 7 in floating point
     if count == size:
         return perturb(attacked(model, batch), model.embed(batch), batch.perturbable, generator)
     drawn = sorted(torch.randperm(size, generator=generator, device=generator.device)[:count].tolist())

@@ -46,7 +46,7 @@ def plant_backdoor(examples: Sequence[Example], backdoor: Backdoor, *, share: fl
         share: 0..1, of the examples, drawn at random and rounded up.
         seed: of the draw.
     """
-    count = math.ceil(share * len(examples))
+    count = math.ceil(round(share * len(examples), 9))  # .07 * 100 is a little above 7 in floating point
     order = torch.randperm(len(examples), generator=seeding.generator(seed, "backdoor")).tolist()
     chosen = frozenset(order[:count])
     return [poisoned(example, backdoor) if i in chosen else example for i, example in enumerate(examples)]
