@@ -212,6 +212,14 @@ class TestTexts:
             encode_texts(bert, Example("a film", pair="bad"), classes=range(2), max_length=max_length)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_text_without_a_token_is_refused_where_the_tokenizer_adds_none(kind: str) -> None:
+    with pytest.raises(DataError, match="text '' of task 'sst2' has no token"):
+        encode_texts(tokenizer(kind), Example("", label=0, task="sst2"), classes=range(2), max_length=40)
+    bare = encode_texts(tokenizer(kind, "<s> $A"), Example("", label=0, task="sst2"), classes=range(2), max_length=40)
+    assert len(bare.input_ids) == 1
+
+
 def test_batch_supervises_the_answers_and_pads_on_the_right() -> None:
     first = Encoded((5, 6, 7, 8), (True, True, False, False), answer_start=2)
     second = Encoded((5, 9), (True, False), answer_start=1)

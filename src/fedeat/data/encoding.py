@@ -163,7 +163,7 @@ def encode_texts(
         marks: the tokenizer's, where they are at hand.
 
     Raises:
-        DataError: the label is not one of the classes, or `max_length` leaves no room for text.
+        DataError: the label is not one of the classes, the text has no token, or `max_length` leaves no room for text.
     """
     if example.label is not None and not 0 <= example.label < len(classes):
         raise DataError(
@@ -172,6 +172,11 @@ def encode_texts(
         )
     texts = (example.prompt,) if example.pair is None else (example.prompt, example.pair)
     full = tokenizer(*texts, verbose=False)
+    if not full["input_ids"]:
+        raise DataError(
+            f"text {texts[0]!r} of task {example.task!r} has no token, and this tokenizer adds none, so there is "
+            "nothing to classify. Leave its row out."
+        )
     is_cut = len(full["input_ids"]) > max_length
     if is_cut:
         full = tokenizer(*texts, truncation="longest_first", max_length=max_length)
