@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import fedeat
 from fedeat import perturbation
@@ -19,6 +21,7 @@ from fedeat.errors import ModelError
 from fedeat.model import AdaptedModel, Lora
 from fedeat.passes import attacked
 
+hf: Any = transformers
 Load = Callable[..., AdaptedModel]
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ROWS = [
@@ -59,6 +62,29 @@ def test_worst_case_is_what_a_client_finds(anyone: str, load: Load, examples: li
     assert float((delta - expected).norm()) < 1e-2 * float(expected.norm())
     assert all(module.training for module in model.network.modules())
     assert all(parameter.requires_grad for parameter in model.adapter_parameters().values())
+
+
+def test_nothing_drops_out_in_layers_that_drop_by_their_own_mode_and_recompute() -> None:
+    shape = {"hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    chances = {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = hf.OPTForCausalLM(
+            hf.OPTConfig(
+                vocab_size=40, num_hidden_layers=2, max_position_embeddings=32, init_std=0.3, **shape, **chances
+            )
+        )
+        network.train()
+        ids = torch.arange(4, 20).view(2, 8)
+        inputs = {"input_ids": ids, "labels": torch.where(torch.arange(8) < 5, -100, ids)}
+        plain = fedeat.worst_case(network, inputs, radius=0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the name, which older versions know alone
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        found = fedeat.worst_case(network, inputs, radius=0.5)
+        torch.testing.assert_close(found, plain)
+        layer = network.model.decoder.layers[0]
+        assert (layer.dropout, layer.self_attn.dropout, network.model.decoder.layerdrop) == (0.5, 0.5, 0.5)
 
 
 def test_perturbed_adds_to_one_pass_and_says_when_there_was_none(load: Load, examples: list[Example]) -> None:

@@ -112,7 +112,8 @@ def embedding_unit(model: Any, norm: Norm = "l2") -> float:
 @contextlib.contextmanager
 def _still(model: Any) -> Iterator[None]:
     """Within it, no dropout and no gradient for any parameter; layers that recompute their activations still do."""
+    recomputing = [m for m in model.modules() if m.training and getattr(m, "gradient_checkpointing", False)]
     awake = [m for m in model.modules() if m.training and not getattr(m, "gradient_checkpointing", False)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with hooks.modes(awake, training=False), hooks.frozen(trained):
+    with hooks.modes(awake, training=False), hooks.without_shares_dropped(recomputing), hooks.frozen(trained):
         yield

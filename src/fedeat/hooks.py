@@ -97,6 +97,24 @@ def modes(modules: list[nn.Module], *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_shares_dropped(modules: list[nn.Module]) -> Iterator[None]:
+    """Within it, the shares that these modules drop by their own mode, as OPT's layers do, are zero."""
+    found = [
+        (module, name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, float) and "drop" in name
+    ]
+    for module, name, _ in found:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)
+
+
+@contextlib.contextmanager
 def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Within it, these parameters take no gradient."""
     for parameter in parameters:
