@@ -102,7 +102,7 @@ def by_task(tasks: Sequence[str], clients: int, *, seed: int) -> Partition:
     shares: list[tuple[int, ...]] = [()] * clients
     for number, name in enumerate(names):
         holders = range(number, clients, len(names))
-        _check_enough(len(members_of[name]), len(holders))
+        _check_enough(len(members_of[name]), len(holders), of=f" of task {name!r}")
         for client, part in zip(holders, np.array_split(rng.permutation(members_of[name]), len(holders)), strict=True):
             shares[client] = tuple(sorted(part.tolist()))
     return tuple(shares)
@@ -135,10 +135,10 @@ def _rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seeding.derive(seed, "partition"))
 
 
-def _check_enough(examples: int, clients: int) -> None:
+def _check_enough(examples: int, clients: int, *, of: str = "") -> None:
     if examples < clients:
         raise DataError(
-            f"{examples} training examples cannot be spread over {clients} clients with at least one each. "
+            f"{examples} training examples{of} cannot be spread over {clients} clients with at least one each. "
             "Use more data or lower partition.clients."
         )
 
