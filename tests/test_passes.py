@@ -160,6 +160,12 @@ def test_share_is_rounded_up_from_what_it_says_not_from_its_floating_point(
     assert int(delta.flatten(1).any(1).sum()) == count
 
 
+def test_recorded_length_is_that_of_the_perturbed_samples(load: Load, examples: list[Example]) -> None:
+    model = load("llama")
+    update = train(model, model.adapter(), [batch_of(model, examples)] * 2, share=0.5)
+    assert update.metrics["perturbation"] == pytest.approx(0.3, rel=0.01)
+
+
 def test_every_other_batch_is_trained_clean(load: Load, examples: list[Example]) -> None:
     model = load("llama")
     start, batch = model.adapter(), batch_of(model, examples)

@@ -161,6 +161,15 @@ def test_realised_norm_is_the_mean_over_what_the_ball_bounds() -> None:
     assert realised_norm(delta, mask & False, norm="l2") == 0.0
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_realised_norm_of_some_samples_is_that_of_these_alone(norm: Norm) -> None:
+    delta, mask, _ = problem()
+    delta = delta * mask.unsqueeze(-1)
+    some = torch.tensor([True, False, True])
+    found = realised_norm(delta * some.view(3, 1, 1), mask, norm=norm, samples=some)
+    torch.testing.assert_close(found, realised_norm(delta[some], mask[some], norm=norm))
+
+
 def test_arguments_out_of_range_are_refused() -> None:
     _, mask, loss = problem()
     for wrong in ({"radius": -1.0}, {"radius": float("nan")}, {"steps": -1}, {"step_size": -1.0}):

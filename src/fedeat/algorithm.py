@@ -84,7 +84,7 @@ def client_update(
     model.load_adapter(adapter)  # copy the global model
     parameters = list(model.adapter_parameters().values())
     optimizer = training.optimizer(parameters)
-    tally = Tally()
+    tally = Tally(training.share)
     parts = 1
     for epoch in range(training.local_epochs):  # E local epochs
         for batch in batches(epoch):

@@ -176,22 +176,25 @@ def project(delta: Tensor, *, radius: float, norm: Norm) -> Tensor:
     return delta * torch.where(length > radius, radius / length, 1.0)
 
 
-def realised_norm(delta: Tensor, mask: Tensor, *, norm: Norm) -> Tensor:
+def realised_norm(delta: Tensor, mask: Tensor, *, norm: Norm, samples: Tensor | None = None) -> Tensor:
     """Mean length of the perturbation over what one ball bounds (token, sample, or coordinate), in embedding units.
 
     Args:
         delta: (B, T, H).
         mask: (B, T) bool, where a perturbation may act.
+        norm: which ball.
+        samples: (B,) bool, whose lengths count; None for all.
 
     Returns:
-        A scalar, left on its device: reading it there would wait for the accelerator.
+        A scalar, left on its device: nothing here waits for the accelerator.
     """
     if norm == "l2-sequence":
-        samples: Tensor = delta.flatten(1).norm(dim=1)
-        return samples.mean()
-    lengths: Tensor = delta.abs().amax(-1) if norm == "linf" else delta.norm(dim=-1)
-    kept = lengths[mask]
-    return kept.mean() if len(kept) else kept.sum()
+        lengths, kept = delta.flatten(1).norm(dim=1), torch.ones_like(mask[:, 0])
+    else:
+        lengths, kept = delta.abs().amax(-1) if norm == "linf" else delta.norm(dim=-1), mask
+    if samples is not None:
+        kept = kept & (samples if kept.ndim == 1 else samples.unsqueeze(1))
+    return torch.where(kept, lengths, 0.0).sum() / kept.sum().clamp_min(1)
 
 
 def _length(tensor: Tensor, norm: Norm) -> Tensor:

@@ -16,23 +16,26 @@ class Tally:
     """Sums over a client's steps; tensors are read at the end alone, for an accelerator need not be awaited before.
 
     Attributes:
+        share: 0..1, of a batch's samples that are perturbed; below 1, those left as they are have no length.
         losses: one a step.
         lengths: realised norm of the perturbation, one a perturbed step.
-        tokens: of all batches.
+        tokens: of each batch.
         positions: of all batches, padding among them.
     """
 
+    share: float = 1.0
     losses: list[Tensor] = field(default_factory=list)
     lengths: list[Tensor] = field(default_factory=list)
-    tokens: int = 0
+    tokens: list[Tensor] = field(default_factory=list)
     positions: int = 0
 
     def add(self, batch: Batch, loss: Tensor, delta: Tensor | None, *, norm: Norm) -> None:
         """Counts one step."""
         self.losses.append(loss)
         if delta is not None:
-            self.lengths.append(realised_norm(delta, batch.perturbable, norm=norm))
-        self.tokens += int(batch.attention_mask.sum())
+            chosen = None if self.share == 1 else delta.flatten(1).any(1)
+            self.lengths.append(realised_norm(delta, batch.perturbable, norm=norm, samples=chosen))
+        self.tokens.append(batch.attention_mask.sum())
         self.positions += batch.attention_mask.numel()
 
     def metrics(self, update: Adapter, *, unit: float) -> dict[str, float]:
@@ -41,7 +44,7 @@ class Tally:
             "loss": _mean(self.losses),
             "steps": float(len(self.losses)),
             "perturbation": _mean(self.lengths) / unit,
-            "padding": 1.0 - self.tokens / self.positions if self.positions else 0.0,
+            "padding": 1.0 - sum(map(int, self.tokens)) / self.positions if self.positions else 0.0,
             "update_norm": norm(update),
         }
 
