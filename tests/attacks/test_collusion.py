@@ -167,3 +167,15 @@ def test_against_the_mean_the_adaptive_attack_goes_as_far_as_it_may() -> None:
     centre = {name: torch.stack([u.delta[name] for u in true]).mean(0) for name in GLOBAL}
     spread = max(norm(difference(u.delta, centre)) for u in true)
     assert norm(difference(sent[1].delta, centre)) == pytest.approx(64 * spread, rel=1e-4)
+
+
+def test_adaptive_attackers_without_honest_clients_try_the_cohort_that_the_server_gets() -> None:
+    tried: list[list[int]] = []
+
+    def aggregate(updates: Sequence[ClientUpdate], adapter: Adapter) -> Aggregate[dict[str, torch.Tensor]]:
+        tried.append([update.client_id for update in updates])
+        return median(updates, adapter)
+
+    adaptive(honest_run, malicious=MALICIOUS, aggregate=aggregate)(GLOBAL, [1, 4, 6], 0)
+    assert tried
+    assert all(cohort == [1, 4, 6] for cohort in tried)

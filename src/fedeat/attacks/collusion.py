@@ -149,10 +149,11 @@ def adaptive(run_clients: RunClients, *, malicious: frozenset[int], aggregate: A
         mean = _mean(honest)
         against = _unit(mean)
         spread = max(norm(difference(update.delta, mean)) for update in honest) or norm(mean)
+        others = [update for update in honest if update not in own]  # none where their own are taken for honest ones
 
         def damage(distance: float) -> float:
             delta = _shifted(mean, against, distance)
-            sent = sorted([*honest, *(replace(update, delta=delta) for update in own)], key=lambda u: u.client_id)
+            sent = sorted([*others, *(replace(update, delta=delta) for update in own)], key=lambda u: u.client_id)
             return _dot(against, difference(mean, aggregate(sent, adapter).value))
 
         tried = {distance: damage(distance) for distance in (spread * 2.0**power for power in range(-6, 7))}
