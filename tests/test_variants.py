@@ -15,7 +15,7 @@ from fedeat.algorithm import adversarial_gradient
 from fedeat.data import Batch, Example
 from fedeat.model import AdaptedModel
 from fedeat.objective import sum_over_samples
-from fedeat.passes import Gradient, trained
+from fedeat.passes import Gradient, in_memory, trained
 from fedeat.perturbation import Ascent, begin, climb, pgd
 
 Load = Callable[..., AdaptedModel]
@@ -186,6 +186,41 @@ def test_yopo_raises_the_loss_above_what_its_passes_alone_do(load: Load, example
     with torch.no_grad():
         clean = float(trained(model, batch)(None))
     assert rises[1] > rises[0] > clean
+
+
+@pytest.mark.parametrize("start", ["zero", "random"])
+def test_yopo_in_parts_is_the_same_and_never_runs_more_than_a_part(
+    model: AdaptedModel, batch: Batch, start: Any
+) -> None:
+    yopo = functools.partial(
+        variants.yopo, ascent=Ascent(RADIUS, 2, start=start), inner=2, objective=objective.adversarial
+    )
+    expected = run(yopo, model, batch)
+    sizes: list[int] = []
+    model.network.get_base_model().register_forward_pre_hook(
+        lambda module, args, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    model.network.zero_grad(set_to_none=True)
+    loss, delta, parts = in_memory(without_memory(yopo), model, batch, seeded(), 1)
+    assert parts == 2
+    assert max(sizes) == 2
+    assert float(loss) == pytest.approx(expected[0], rel=1e-5)
+    assert delta is not None
+    assert close(delta, expected[1], 1e-3)
+    found = [p.grad.flatten() for p in model.adapter_parameters().values() if p.grad is not None]
+    assert close(torch.cat(found), expected[2], 1e-3)
+
+
+def without_memory(gradient: Gradient[Batch]) -> Gradient[Batch]:
+    """Runs out of memory for the whole batch, after it has drawn a start."""
+
+    def found(model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        if isinstance(model, AdaptedModel):
+            torch.randn(3, generator=generator)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient(model, batch, generator)
+
+    return found
 
 
 @pytest.mark.parametrize("wrong", [Ascent(1.0, 0), Ascent(1.0, 2, projection="step")])

@@ -100,14 +100,23 @@ class InParts(Generic[B]):
     def attacking(self) -> AbstractContextManager[None]:
         return self.model.attacking()
 
+    def split(self, batch: B) -> list[tuple[slice, B]]:
+        """The parts of a batch, and which of its samples each holds."""
+        size = len(batch.attention_mask)
+        shares = [part.tolist() for part in torch.arange(size).tensor_split(min(self.parts, size))]
+        return [(slice(part[0], part[-1] + 1), batch.select(part)) for part in shares]
+
     def _run(self, run: Callable[[B, Tensor | None], Tensor], batch: B, delta: Tensor | None) -> Tensor:
         pieces = []
-        size = len(batch.attention_mask)
-        for samples in torch.arange(size).tensor_split(min(self.parts, size)):
-            part = batch.select(samples.tolist())
-            piece = None if delta is None else delta[samples.to(delta.device)]
+        for samples, part in self.split(batch):
+            piece = None if delta is None else delta[samples]
             pieces.append(checkpoint(run, part, piece, use_reentrant=False))
         return torch.cat(pieces)
+
+
+def fitting(model: Model[B], batch: B) -> list[tuple[slice, B]]:
+    """What of a batch must fit into memory at a time, for passes that keep activations: all, or a model's parts."""
+    return model.split(batch) if isinstance(model, InParts) else [(slice(None), batch)]
 
 
 def in_memory(gradient: Gradient[B], model: Model[B], batch: B, generator: torch.Generator, parts: int) -> _Found:

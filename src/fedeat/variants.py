@@ -14,12 +14,13 @@ pass is a forward and a backward run; K is the ascent's steps. Algorithm 1 takes
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fedeat.objective import Objective, divergence, sum_over_samples
-from fedeat.passes import B, attacked, trained
+from fedeat.passes import B, attacked, fitting, trained
 from fedeat.perturbation import Ascent, Perturb, begin, climb
 from fedeat.protocols import Model
 
@@ -128,22 +129,29 @@ def yopo(
         raise ValueError(f"expected inner >= 1, got {inner}")
     size = 2.5 * ascent.radius / max(ascent.steps * inner, 1) if ascent.step_size is None else ascent.step_size
     step = functools.partial(climb, Ascent(ascent.radius, ascent.steps, size, ascent.norm, ascent.projection))
-    mask = batch.perturbable
-    delta = begin(ascent, model.embed(batch), mask, generator)
+    start = begin(ascent, model.embed(batch), batch.perturbable, generator)
+    passes = ascent.steps if ascent.radius > 0 else 0
     with model.attacking():
-        for _ in range(ascent.steps if ascent.radius > 0 else 0):
-            point = delta.requires_grad_(True)
-            losses, hidden = model.from_first_layer(batch, point)
-            slope, gradient = torch.autograd.grad(sum_over_samples(losses, batch.samples), (hidden, point))
-            delta = step(point, gradient, mask)  # the pass has given the first step's gradient already
-            for _ in range(inner - 1):
-                point = delta.requires_grad_(True)
-                (gradient,) = torch.autograd.grad(model.first_layer(batch, point), point, slope)
-                delta = step(point, gradient, mask)
+        moved = [_climbed(model, part, start[kept], step, passes, inner) for kept, part in fitting(model, batch)]
+    delta = torch.cat(moved)
     with model.training():
         loss = objective(trained(model, batch), delta)
         torch.autograd.backward(loss.sum())
     return loss.detach(), delta
+
+
+def _climbed(model: Model[B], batch: B, delta: Tensor, step: Callable[..., Tensor], passes: int, inner: int) -> Tensor:
+    """YOPO's ascent from delta (B, T, H)."""
+    for _ in range(passes):
+        point = delta.requires_grad_(True)
+        losses, hidden = model.from_first_layer(batch, point)
+        slope, gradient = torch.autograd.grad(sum_over_samples(losses, batch.samples), (hidden, point))
+        delta = step(point, gradient, batch.perturbable)  # the pass has given the first step's gradient already
+        for _ in range(inner - 1):
+            point = delta.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(model.first_layer(batch, point), point, slope)
+            delta = step(point, gradient, batch.perturbable)
+    return delta
 
 
 def _taken(point: Tensor) -> Tensor:
