@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedeat import objective, perturbation
-from fedeat.algorithm import LocalTraining, client_update
+from fedeat.algorithm import LocalTraining, adversarial_gradient, client_update
 from fedeat.data import Batch, Example
 from fedeat.model import AdaptedModel
 from fedeat.passes import InParts, attacked, in_memory, on_share
@@ -158,6 +158,22 @@ def test_share_is_rounded_up_from_what_it_says_not_from_its_floating_point(
     batch = batch_of(model, [Example("film", "yes")] * size)
     delta = on_share(lambda loss, embeddings, *rest: torch.ones_like(embeddings), model, batch, seeded(), share=share)
     assert int(delta.flatten(1).any(1).sum()) == count
+
+
+def test_samples_left_as_they_are_count_as_much_in_a_mixed_loss_as_the_others(
+    load: Load, examples: list[Example]
+) -> None:
+    model = load("llama")
+    batch = batch_of(model, examples)
+    mixed = functools.partial(objective.mixed, weight=2.0)
+
+    def nowhere(loss: Any, embeddings: Tensor, *rest: Any) -> Tensor:
+        return torch.zeros_like(embeddings)
+
+    loss, _ = adversarial_gradient(model, batch, seeded(), perturb=nowhere, objective=mixed, share=0.5)
+    with model.evaluating():
+        losses = model.supervised_losses(batch)
+    assert float(loss) == pytest.approx(3 * float(losses.mean()), rel=1e-5)
 
 
 def test_recorded_length_is_that_of_the_perturbed_samples(load: Load, examples: list[Example]) -> None:

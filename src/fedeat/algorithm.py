@@ -38,7 +38,8 @@ class LocalTraining:
         unit: > 0, length that a relative radius of 1 stands for, for the same record.
         max_grad_norm: > 0, gradients are clipped to this L2 norm; None leaves them.
         every: >= 1, each `every`-th batch is perturbed, the first among them; the others are trained on clean.
-        share: 0..1, of a perturbed batch's samples that are perturbed, drawn at random.
+        share: 0..1, of a perturbed batch's samples that are perturbed, drawn at random; the objective takes the
+            others' perturbation to be zero.
         variant: another way to a step's gradient, from `fedeat.variants`, in place of `perturb` and `objective`.
         private: what makes a step's gradient tell little of single samples, such as `fedeat.privacy.private`.
     """
