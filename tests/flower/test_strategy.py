@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
@@ -15,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 
 import fedeat
+from fedeat import aggregation
 from fedeat.errors import QuorumError, UpdateError
 from fedeat.flower import CoordinateMedian, GeometricMedian, Krum, Mean, MultiKrum, RuleStrategy, TrimmedMean
 
@@ -243,6 +245,75 @@ def test_a_rule_told_to_withstand_many_goes_on_when_some_were_rejected(nodes: An
     strategy = TrimmedMean(byzantine=3)
     one_round(strategy, local_grid({**nodes, 10: lambda message: None, 11: lambda message: None}))
     assert len(strategy.reports[0].weights) == 5
+
+
+def withholding(message: Message) -> None:
+    """A node that never answers."""
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        aggregation.chain(
+            functools.partial(aggregation.nearest_neighbour_mixing, byzantine=3),
+            rule=functools.partial(aggregation.krum, byzantine=2),
+        ),
+        aggregation.chain(
+            functools.partial(aggregation.bucketing, generator=torch.Generator().manual_seed(0), size=7),
+            functools.partial(aggregation.nearest_neighbour_mixing, byzantine=0),
+            rule=functools.partial(aggregation.multi_krum, selected=1),
+        ),
+        functools.partial(aggregation.multi_krum, selected=7),
+        aggregation.chain(rule=functools.partial(aggregation.minimum_diameter, byzantine=3)),
+    ],
+    ids=["mixing", "buckets", "selected", "no steps"],
+)
+def test_no_option_of_a_rule_or_of_a_step_lets_one_silent_node_end_the_run(
+    rule: Any, nodes: Any, local_grid: Any
+) -> None:
+    strategy = RuleStrategy(rule)
+    result = one_round(strategy, local_grid({**nodes, 10: withholding}))
+    assert sorted(strategy.reports[0].weights) == sorted(nodes.keys() - {10})
+    assert bool((values(result.arrays) > values(record(START))).all())
+
+
+@pytest.mark.parametrize("size", [1e101, 1e200, 1.7e308, -1.7e308])
+def test_a_reply_beyond_what_can_be_squared_is_rejected_by_node(size: float, local_grid: Any, reply: Reply) -> None:
+    def node(by: float) -> Callable[[Message], Message]:
+        return lambda message: reply(message, arrays=record({"w": message.content["arrays"]["w"].numpy() + by}))
+
+    strategy, start = GeometricMedian(), {"w": np.zeros(4)}
+    result = one_round(strategy, local_grid({1: node(0.1), 2: node(0.2), 3: node(0.4), 4: node(size)}), start)
+    assert strategy.reports[0].rejected == {4: "tensor 'w' holds numbers beyond 1e+100"}
+    assert values(result.arrays).tolist() == pytest.approx([0.2] * 4)
+    strategy = GeometricMedian()
+    one_round(strategy, local_grid({1: node(0.1), 2: node(0.2), 3: node(0.4), 4: node(1e100)}), start)
+    assert not strategy.reports[0].rejected
+
+
+def test_a_rule_that_cannot_aggregate_leaves_the_model_and_the_log_says_why(
+    nodes: Any, local_grid: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gives_up(gram: torch.Tensor, prior_weights: torch.Tensor) -> Any:
+        raise UpdateError("it gave up after 7 branches")
+
+    strategy, logger = RuleStrategy(gives_up), logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    try:
+        strategy.start(local_grid(nodes), record(START), num_rounds=2, timeout=1)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [report.weights for report in strategy.reports] == [{}, {}]
+    assert "gives_up cannot aggregate, the model stays: it gave up after 7 branches" in caplog.text
+
+
+def test_a_node_that_repeats_a_metric_in_many_records_counts_once(nodes: Any, local_grid: Any, reply: Reply) -> None:
+    def loud(message: Message) -> Message:
+        many = {f"metrics {i}": MetricRecord({"num-examples": 10, "loss": 1e6}) for i in range(20)}
+        return reply(message, arrays=record(shifted(message, 0.1)), **many)
+
+    result = one_round(GeometricMedian(), local_grid({**nodes, 16: loud}))
+    assert dict(result.train_metrics_clientapp[1]) == {"loss": pytest.approx(AMOUNTS[3])}
 
 
 def test_summary_names_the_rule_and_what_it_withstands(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,10 +26,15 @@ from torch import Tensor
 
 from fedeat import aggregation, seeding
 from fedeat.aggregation import AnyRule
+from fedeat.aggregation.preaggregation import bucketing, chained
+from fedeat.aggregation.resilience import unwrap
 from fedeat.errors import QuorumError, UpdateError
 from fedeat.flower.arrays import read_arrays, specs_of
 
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
+
+_LARGEST = 1e100
+"""Number beyond which a reply is rejected: squares and sums of larger ones leave float64 for everybody."""
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -77,7 +82,8 @@ class RuleStrategy(FedAvg):
     """Any rule of `fedeat.aggregation` as a Flower strategy, for any ArrayRecord.
 
     Floating-point arrays are aggregated as updates, reply minus what was sent; of integer and boolean arrays, such as
-    counters, each element is the lower median of the replies. Metrics are each key's median over the replies that
+    counters, each element is the lower median of the replies. Options of the rule that count replies (`byzantine`,
+    `selected`, `size`) shrink where replies are rejected. Metrics are each key's median over the replies that
     report it as a finite number, unless FedAvg's functions for them are given.
 
     Attributes:
@@ -165,7 +171,7 @@ class RuleStrategy(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new model and the round's metrics; None for both where too few replies are usable."""
+        """The new model and the round's metrics; None for both where too few replies are usable, or no rule can be."""
         contents, rejected = self._sort(replies)
         if self._sent is None:
             raise UpdateError("aggregate_train came before configure_train: there is no model to compare with")
@@ -177,6 +183,7 @@ class RuleStrategy(FedAvg):
                 if len(content.array_records) != 1:
                     raise UpdateError(f"holds {len(content.array_records)} ArrayRecords, expected one")
                 values[node] = read_arrays(next(iter(content.array_records.values())), specs)
+                _require_in_range(values[node])
                 if self.believe_examples:
                     claims[node] = _claim(content, self.weighted_by_key)
             except UpdateError as error:
@@ -191,7 +198,13 @@ class RuleStrategy(FedAvg):
             return None, None
         nodes = sorted(values)
         prior = [claims[node] for node in nodes] if self.believe_examples else None
-        model, weights, gap = _aggregate(self._sent, [values[node] for node in nodes], self.rule, prior)
+        try:
+            model, weights, gap = _aggregate(self._sent, [values[node] for node in nodes], self.rule, prior)
+        except UpdateError as error:
+            # What the checks above let through must not end the run either.
+            log(WARNING, "aggregate_train: %s cannot aggregate, the model stays: %s", _rule_name(self.rule), error)
+            self.reports.append(RoundReport(server_round, {}, rejected, math.nan))
+            return None, None
         self.reports.append(RoundReport(server_round, dict(zip(nodes, weights, strict=True)), rejected, gap))
         kept = [contents[node] for node in nodes]
         if self._own_train_metrics:
@@ -323,13 +336,27 @@ def _aggregate(
     return ArrayRecord({name: Array(np.asarray(value)) for name, value in fresh.items()}), weights, gap
 
 
-def _for_count(rule: AnyRule, updates: int) -> AnyRule:
-    """The rule as it can be had with fewer updates than it was meant for: rejections leave it less to withstand."""
-    if isinstance(rule, functools.partial) and rule.keywords.get("byzantine") is not None:
-        return functools.partial(
-            rule.func, *rule.args, **{**rule.keywords, "byzantine": aggregation.tolerates(rule, updates)}
-        )
-    return rule
+def _for_count(rule: Any, updates: int) -> Any:
+    """A rule, or a step before one, as it can be had with fewer updates than it was meant for.
+
+    Rejections leave it less to withstand, to select and to put into a bucket.
+    """
+    if not isinstance(rule, functools.partial):
+        return rule
+    options = dict(rule.keywords)
+    if rule.func is chained:
+        rows, steps = updates, []
+        for step in options["steps"]:
+            steps.append(_for_count(step, rows))
+            inner, bound = unwrap(steps[-1])
+            rows = -(-rows // (bound.get("size") or 2)) if inner is bucketing else rows
+        options |= {"steps": steps, "rule": _for_count(options["rule"], rows)}
+    if options.get("byzantine") is not None:
+        options["byzantine"] = aggregation.tolerates(rule, updates)
+    for name in ("selected", "size"):
+        if options.get(name) is not None:
+            options[name] = min(options[name], updates)
+    return functools.partial(rule.func, *rule.args, **options)
 
 
 def _float64(value: np.ndarray[Any, Any]) -> Tensor:
@@ -341,6 +368,18 @@ def _require_numbers(arrays: Mapping[str, Array]) -> None:
     odd = [f"{name!r} ({array.dtype})" for name, array in arrays.items() if np.dtype(array.dtype).kind not in "fiub"]
     if odd:
         raise UpdateError(f"the model holds arrays that cannot be aggregated: {', '.join(odd)}. Expected real numbers.")
+
+
+def _require_in_range(values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raises an error that names the first array at fault, of a reply whose numbers no rule could square.
+
+    Raises:
+        UpdateError: there is one.
+    """
+    for name, value in values.items():
+        wide = value.dtype.kind == "f" and value.size and float(np.finfo(value.dtype).max) > _LARGEST
+        if wide and float(np.abs(value).max()) > _LARGEST:
+            raise UpdateError(f"tensor {name!r} holds numbers beyond {_LARGEST:g}")
 
 
 def _wait_for_nodes(grid: Grid, least: int, wait_s: float) -> list[int]:
@@ -374,9 +413,13 @@ def _median_metrics(contents: Sequence[RecordDict], weight_key: str) -> MetricRe
     """Each key's median over the replies that report it as a finite number: one liar moves it little."""
     reported: dict[str, list[float]] = {}
     for content in contents:
+        # One value a reply, the first, in however many records it repeats the key.
+        own: dict[str, float] = {}
         for key, value in (item for record in content.metric_records.values() for item in record.items()):
             if key != weight_key and not isinstance(value, list) and math.isfinite(value):
-                reported.setdefault(key, []).append(float(value))
+                own.setdefault(key, float(value))
+        for key, number in own.items():
+            reported.setdefault(key, []).append(number)
     # A key that only a minority reports says nothing about the rest.
     usual = {key: values for key, values in reported.items() if 2 * len(values) > len(contents)}
     return MetricRecord({key: statistics.median(values) for key, values in sorted(usual.items())})
