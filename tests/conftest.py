@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from fedeat.data import Example
+from fedeat.experiment import privacy
 from fedeat.model import AdaptedModel, Lora, ModelSource, load_model
 
 # Without the extra `flower` its tests are left out, and all others run.
@@ -141,6 +142,16 @@ def make_config(tmp_path: Path, language_model: Path, sentiment_files: dict[str,
         return path
 
     return make
+
+
+@pytest.fixture
+def accountant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra `privacy` as if it were installed; its accountant counts one for each release."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: True if name == "opacus" else find_spec(name, *rest)
+    )
+    monkeypatch.setattr(privacy, "epsilon", lambda **given: float(given["releases"]))
 
 
 # The zoo: tiny models of real architectures, saved to disk and loaded as a person's model is -------------------------

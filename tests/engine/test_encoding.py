@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedeat import experiment
 from fedeat.config import load
-from fedeat.engine.encoding import Encoding, Residuals, decode, encode, encoded_clients, expected, nbytes
+from fedeat.engine.encoding import Encoding, Residuals, decode, encode, encode_update, encoded_clients, expected, nbytes
 from fedeat.errors import RecordError
 from fedeat.updates import Adapter, ClientUpdate, norm
 
@@ -91,6 +91,14 @@ def test_a_round_that_is_run_again_takes_what_was_left_before_it(tmp_path: Path)
         "round-0002.safetensors",
         "round-0003.safetensors",
     ]
+
+
+def test_a_residual_of_other_shapes_is_not_added(tmp_path: Path) -> None:
+    store, small, large = Residuals(tmp_path), {"w": torch.linspace(0, 1, 8)}, {"w": torch.linspace(0, 1, 24)}
+    encode_update(ClientUpdate(0, small, 1), 0, encoding="int8", residuals=store, seed=0)
+    found = encode_update(ClientUpdate(0, large, 1), 1, encoding="int8", residuals=store, seed=0)
+    alone = encode_update(ClientUpdate(0, large, 1), 1, encoding="int8", residuals=None, seed=0)
+    assert all(torch.equal(found[0][name], alone[0][name]) for name in alone[0])
 
 
 def test_a_broken_residual_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from fedeat import experiment
 from fedeat.config import load
 from fedeat.errors import ConfigError
+from fedeat.experiment import privacy
+from fedeat.updates import ClientUpdate
 
 MakeConfig = Callable[..., Path]
 OPACUS = importlib.util.find_spec("opacus") is not None
@@ -41,6 +43,24 @@ def test_epsilon_is_the_accountants_and_grows_with_the_rounds(make_config: MakeC
     # Seeded noise is the same again.
     experiment.run(config, tmp_path / "again")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "again" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.usefixtures("accountant")
+def test_epsilon_is_the_servers_own_count_of_epochs(make_config: MakeConfig, tmp_path: Path) -> None:
+    settings = {"privacy": {"noise_multiplier": 4.0, "seeded": True}, "client": {"local_epochs": 3}}
+    config = load(make_config(**settings, evaluation={"data": []}))
+    experiment.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["kind"], line["round"], line["epsilon"]) for line in lines} == {
+        ("round", 0, 3.0),
+        ("client", 0, 3.0),
+        ("round", 1, 6.0),
+        ("client", 1, 6.0),
+    }
+    assert privacy.spent(load(make_config()), 0) is None
+    # No engine reports it, so that none can report less.
+    engine = privacy.telling_little(lambda *given: [ClientUpdate(0, {}, 1, {"loss": 1.0, "steps": 2.0})], config)
+    assert engine(None, [0], 0)[0].metrics == {"steps": 2.0}
 
 
 @pytest.mark.skipif(OPACUS, reason="the extra is installed")

@@ -14,7 +14,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from fedeat import experiment
 from fedeat.config import load, to_toml
 from fedeat.errors import QuorumError
-from fedeat.flower import client_app, server_app
+from fedeat.flower import client_app, engine, server_app
+from fedeat.flower.messages import Order
 
 MakeConfig = Callable[..., Path]
 
@@ -168,6 +169,55 @@ def test_a_missed_quorum_names_each_client_and_leaves_the_reason(
     server_app.run(local_grid(nodes), to_toml(config), tmp_path / "run")
     assert not (tmp_path / "run" / server_app.FAILURE).exists()
     assert len(lines(tmp_path / "run", "round")) == 2
+
+
+@pytest.mark.usefixtures("accountant")
+@pytest.mark.parametrize(
+    ("section", "repeatable"),
+    [({}, True), ({"noise_multiplier": 1.0}, False), ({"noise_multiplier": 1.0, "seeded": True}, True)],
+    ids=["without noise", "with fresh noise", "with seeded noise"],
+)
+def test_an_order_to_train_is_repeated_only_where_its_answer_would_be_the_same(
+    section: dict[str, Any], repeatable: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def ask(grid: Any, contents: Any, **options: Any) -> dict[int, str]:
+        asked.update(options)
+        return dict.fromkeys(contents, "gone")
+
+    monkeypatch.setattr(engine, "ask", ask)
+    config, order = load(make_config(privacy=section)), Order("train", "", 0)
+    engine.run_clients({}, [0], 3, config=config, grid=None, nodes={0: 7}, order=order)  # type: ignore[arg-type]
+    assert asked["repeatable"] is repeatable
+
+
+@pytest.mark.usefixtures("accountant")
+def test_a_round_that_is_begun_again_shows_no_second_update_with_fresh_noise(
+    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(message: Message) -> Message:
+        if message.metadata.message_type == "train":
+            raise RuntimeError("no disk")
+        return honest(1)(message)
+
+    def updates(grid: Any) -> set[bytes]:
+        received = [message.content.array_records for message in grid.received if message.has_content()]
+        return {array.data for found in received for array in found.get("update", {}).values()}
+
+    monkeypatch.setenv(client_app.STATE, str(tmp_path / "residuals"))
+    client_app._client.cache_clear()
+    config = load(make_config(**SETTINGS, privacy={"noise_multiplier": 1.0}, federation={"rounds": 1, "quorum": 4}))
+    first, second = local_grid({**nodes, 12: broken}), local_grid(nodes)
+    with pytest.raises(QuorumError):
+        server_app.run(first, to_toml(config), tmp_path / "run")
+    client_app._client.cache_clear()
+    server_app.run(second, to_toml(config), tmp_path / "run")
+    assert len(updates(first)) == 3
+    assert updates(first) < updates(second)
+    (line,) = lines(tmp_path / "run", "round")
+    assert line["epsilon"] == 1.0
+    client_app._client.cache_clear()
 
 
 def test_no_text_and_no_token_travels(make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any) -> None:

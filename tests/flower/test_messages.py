@@ -33,7 +33,7 @@ def test_an_update_arrives_as_it_was_sent(encoding: Encoding) -> None:
 
 
 def test_an_order_arrives_as_it_was_sent() -> None:
-    order = Order("train", "seed = 1", 3, 2, ("", "sst2"), 4)
+    order = Order("train", "seed = 1", 3, 2, ("", "sst2"), 4, "run 7")
     assert messages.read_order(messages.order_content(order, ADAPTER)) == order
 
 
@@ -44,6 +44,7 @@ def test_an_order_arrives_as_it_was_sent() -> None:
         ({"kind": 1}, "'kind', which is not a client's to report"),
         ({"malicious": 0}, "'malicious', which is not"),
         ({"upload_bytes": 1}, "'upload_bytes', which is not"),
+        ({"epsilon": 0.01}, "'epsilon', which is not"),
         ({"Loss!": 1.0}, "'Loss!', which is not"),
         ({"loss": [1.0, 2.0]}, "expected one number"),
         ({"num_examples": 0}, "num_examples must be a positive integer, got 0"),

@@ -172,7 +172,8 @@ def encode_update(
         return dict(update.delta), {}
     delta = dict(update.delta)
     left = None if residuals is None else residuals.before(update.client_id, index)
-    if left is not None and left.keys() == delta.keys():
+    # What another run left may have other shapes; it has no part in this one.
+    if left is not None and _shapes(left) == _shapes(delta):
         delta = {name: tensor + left[name] for name, tensor in delta.items()}
     encoded = encode(delta, encoding, seeding.generator(seed, "encoding", index, update.client_id))
     decoded = decode(encoded, delta, encoding)
@@ -180,6 +181,10 @@ def encode_update(
     if residuals is not None:
         residuals.keep(update.client_id, index, residual)
     return encoded, {"encoding_error": norm(residual) / (norm(delta) or 1.0)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def received(

@@ -24,7 +24,7 @@ from fedeat.data import Encoded, Example, partition, require_targets, truncation
 from fedeat.engine.encoding import Residuals, encoded_clients
 from fedeat.errors import ConfigError, RecordError
 from fedeat.evaluation import EvaluationSet
-from fedeat.experiment import binding, measuring, playing, round_records
+from fedeat.experiment import binding, measuring, playing, privacy, round_records
 from fedeat.experiment.binding import model_source
 from fedeat.experiment.inputs import (
     answerable,
@@ -330,7 +330,8 @@ def _train(
         first_round=0 if checkpoint is None else checkpoint.next_round,
     ):
         adapter = result.adapter
-        home.append_metrics(round_records.round_lines(result, malicious=federation.malicious))
+        spent = privacy.spent(config, result.index)
+        home.append_metrics(round_records.round_lines(result, malicious=federation.malicious, epsilon=spent))
         if config.evaluation.every and (result.index + 1) % config.evaluation.every == 0:
             home.append_metrics(round_records.evaluation_lines(result.index, _benign_rows(config, federation, adapter)))
         home.append_timing(round_records.timing_line(result.index, time.monotonic() - began))

@@ -19,6 +19,11 @@ _TOLD = ("steps", "update_norm")
 """Metrics that are no more than the update itself tells; a loss would be told without noise."""
 
 
+def fresh_noise(config: Config) -> bool:
+    """Whether clients draw noise that nobody can draw again: training twice then tells twice as much."""
+    return bool(config.privacy.noise_multiplier) and not config.privacy.seeded
+
+
 def private_gradient(config: Config) -> Callable[[Gradient[Any]], Gradient[Any]] | None:
     """What makes a gradient private; None where the configuration adds no noise.
 
@@ -28,7 +33,7 @@ def private_gradient(config: Config) -> Callable[[Gradient[Any]], Gradient[Any]]
     section = config.privacy
     if not section.noise_multiplier:
         return None
-    noise = None if section.seeded else torch.Generator().manual_seed(int.from_bytes(os.urandom(8)) >> 1)
+    noise = torch.Generator().manual_seed(int.from_bytes(os.urandom(8)) >> 1) if fresh_noise(config) else None
     return functools.partial(
         private,
         clip=section.clip,
@@ -39,29 +44,29 @@ def private_gradient(config: Config) -> Callable[[Gradient[Any]], Gradient[Any]]
 
 
 def telling_little(engine: Callable[..., list[ClientUpdate]], config: Config) -> Callable[..., list[ClientUpdate]]:
-    """An engine whose updates tell what privacy allows, and the epsilon up to their round.
-
-    It is a bound: as if the client had been in every round so far.
-    """
-    section = config.privacy
-    if not section.noise_multiplier:
+    """An engine whose updates tell what privacy allows."""
+    if not config.privacy.noise_multiplier:
         return engine
 
     def run(adapter: Any, cohort: Any, index: int, **options: Any) -> list[ClientUpdate]:
-        spent = epsilon(
-            noise_multiplier=section.noise_multiplier,
-            releases=config.client.local_epochs * (index + 1),
-            delta=section.delta,
-        )
         return [
-            replace(
-                update,
-                metrics={**{name: update.metrics[name] for name in _TOLD if name in update.metrics}, "epsilon": spent},
-            )
+            replace(update, metrics={name: update.metrics[name] for name in _TOLD if name in update.metrics})
             for update in engine(adapter, cohort, index, **options)
         ]
 
     return run
+
+
+def spent(config: Config, index: int) -> float | None:
+    """The epsilon of a run up to a round, None without privacy: from the configuration, not from a client's claim.
+
+    It is a bound: as if each client had been in every round so far.
+    """
+    section = config.privacy
+    if not section.noise_multiplier:
+        return None
+    releases = config.client.local_epochs * (index + 1)
+    return epsilon(noise_multiplier=section.noise_multiplier, releases=releases, delta=section.delta)
 
 
 def epsilon(*, noise_multiplier: float, releases: int, delta: float) -> float:

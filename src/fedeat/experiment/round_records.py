@@ -18,8 +18,15 @@ from fedeat.experiment.inputs import group_name
 from fedeat.updates import norm
 
 
-def round_lines(result: Round, *, malicious: Collection[int]) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl for a round: one for the server, one for each accepted client."""
+def round_lines(result: Round, *, malicious: Collection[int], epsilon: float | None = None) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl for a round: one for the server, one for each accepted client.
+
+    Args:
+        result: the round's.
+        malicious: the run's malicious clients.
+        epsilon: what privacy has cost each client by then at most; None without privacy.
+    """
+    private = {} if epsilon is None else {"epsilon": epsilon}
     losses = [update.metrics.get("loss", math.nan) for update in result.updates]
     summary = {
         "kind": "round",
@@ -33,10 +40,8 @@ def round_lines(result: Round, *, malicious: Collection[int]) -> list[dict[str, 
         "loss": sum(losses) / len(losses),
         "update_norm": result.update_norm,
         "rejected": [{"client": item.client_id, "reason": item.reason} for item in result.rejected],
+        **private,
     }
-    spent = [update.metrics["epsilon"] for update in result.updates if "epsilon" in update.metrics]
-    if spent:
-        summary["epsilon"] = max(spent)
     clients = [
         {
             "kind": "client",
@@ -47,6 +52,7 @@ def round_lines(result: Round, *, malicious: Collection[int]) -> list[dict[str, 
             **update.metrics,
             # As received, not as claimed; nobody knows it of an update that stayed with its client.
             **({"update_norm": norm(update.delta)} if update.delta else {}),
+            **private,
         }
         for update in result.updates
     ]

@@ -6,6 +6,7 @@ so, its model from its own command line, and runs no code that a model brings.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,11 +22,12 @@ from fedeat.config import Config, parse
 from fedeat.data import Encoded, Example, require_targets, truncation
 from fedeat.engine.encoding import Residuals, encode_update
 from fedeat.errors import ConfigError, UpdateError
-from fedeat.experiment import binding, playing
+from fedeat.experiment import binding, playing, privacy
 from fedeat.experiment.federation import load_trained_model
 from fedeat.experiment.inputs import TrainingData, split_examples, training_data
 from fedeat.experiment.round_records import client_share
 from fedeat.flower import messages
+from fedeat.flower.given import Given
 from fedeat.flower.messages import Order
 from fedeat.model import AdaptedModel, fingerprint
 from fedeat.updates import ClientUpdate
@@ -42,7 +44,8 @@ class Node:
         data: its own files; none in a simulation, where the configuration's are split.
         task: of its rows, where their columns do not tell.
         model: directory or name of its base model; None for the configuration's.
-        state: where it keeps what error feedback needs; None for nowhere.
+        state: where it keeps what outlives a process (what error feedback needs, what fresh noise was spent on), on a
+            node with data of its own in a directory for each run; None for nowhere.
         share_counts: whether it tells the server how many examples of each label it has.
         secure_clients: it trains for secure sums over at least so many clients alone; 0 leaves that to the server.
     """
@@ -76,8 +79,8 @@ class Client:
         """
         order = messages.read_order(content)
         torch.set_num_threads(max(1, order.threads))
-        if self._run is None or self._run.text != order.config:
-            self._run = _Run(order.config, self._node)
+        if self._run is None or (self._run.text, self._run.name) != (order.config, order.run):
+            self._run = _Run(order.config, order.run, self._node)
         run = self._run
         client = order.client if order.client >= 0 or partition is None else partition
         if order.step == "secure":
@@ -93,8 +96,8 @@ class Client:
 class _Run:
     """One run's data and, once it is needed, its model."""
 
-    def __init__(self, text: str, node: Node) -> None:
-        self.text = text
+    def __init__(self, text: str, name: str, node: Node) -> None:
+        self.text, self.name = text, name
         self._node = node
         self.config = _own_config(text, node)
         self._data = training_data(self.config)
@@ -103,6 +106,8 @@ class _Run:
         self._base = ""
         self._tasks: tuple[str, ...] = ()
         self._shards: dict[int, list[Encoded]] = {}
+        self._state = _place(node, text, name)
+        self._given = Given(self._state) if privacy.fresh_noise(self.config) else None
         self._sessions = playing.sessions(self.config, least=node.secure_clients)
         if node.secure_clients and self._sessions is None:
             raise ConfigError(
@@ -141,13 +146,17 @@ class _Run:
         assert self._model is not None
         adapter = messages.read_adapter(content, self._model.adapter())
         engine = binding.local_engine(self.config, self._model)
-        update: ClientUpdate = engine(adapter, [client], order.index, shards={client: self._shard(client)})[0]
+
+        def trained() -> ClientUpdate:
+            return engine(adapter, [client], order.index, shards={client: self._shard(client)})[0]
+
+        update = trained() if self._given is None else self._given.update(client, order.index, adapter, trained)
         if self._sessions is not None:
             return messages.update_content({}, self._sessions.keep(update, order.index), {})
         section = self.config.communication
         store = None
-        if section.error_feedback and section.encoding != "float32" and self._node.state is not None:
-            store = Residuals(self._node.state)
+        if section.error_feedback and section.encoding != "float32" and self._state is not None:
+            store = Residuals(self._state)
         encoded, facts = encode_update(
             update, order.index, encoding=section.encoding, residuals=store, seed=self.config.seed
         )
@@ -190,6 +199,13 @@ def _own_config(text: str, node: Node) -> Config:
             raw["model"] |= {"name": node.model, "revision": None}
             raw["model"].pop("revision")
     return parse(raw, source="the server's configuration, on this node")
+
+
+def _place(node: Node, text: str, name: str) -> Path | None:
+    """Where a node keeps what is a run's alone; a simulation's is in that run's directory already."""
+    if node.state is None or not node.data:
+        return node.state
+    return node.state / hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:32]
 
 
 def _source(path: str, task: str | None) -> Mapping[str, str]:

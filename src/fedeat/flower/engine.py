@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedeat.config import Config
 from fedeat.errors import QuorumError, UpdateError
+from fedeat.experiment import privacy
 from fedeat.experiment.federation import Elsewhere
 from fedeat.flower import messages
 from fedeat.flower.arrays import to_record
@@ -26,25 +27,25 @@ _WARNING, _INFO = 30, 20
 _LOOK_S = 0.3
 
 
-def connect(config: Config, *, grid: Grid, text: str, nodes: Mapping[int, int] | None = None) -> Elsewhere:
+def connect(config: Config, *, grid: Grid, text: str, name: str, nodes: Mapping[int, int] | None = None) -> Elsewhere:
     """Finds a run's clients and has them load what they need.
 
     Args:
         config: the run's.
         grid: Flower's.
         text: the configuration as it is sent to clients, as TOML.
+        name: the run's, by which clients know it again.
         nodes: client -> its registered node; None where nodes know their number themselves, in a simulation.
 
     Raises:
         QuorumError: too few clients are there after `communication.wait_s`.
     """
     section = config.communication
+    order = Order("describe", text, -1, threads=torch.get_num_threads(), run=name)
     if nodes is None:
-        nodes = _ask_their_numbers(config, grid, text)
+        nodes = _ask_their_numbers(config, grid, order)
     quorum = config.federation.quorum or len(nodes) // 2 + 1
     patience = Patience(section.wait_s, min(quorum, len(nodes)), section.grace_s)
-    threads = torch.get_num_threads()
-    order = Order("describe", text, -1, threads=threads)
     described = _facts(grid, nodes, order, patience)
     _require(described, quorum, section.wait_s, "described their data")
     tasks = tuple(sorted({task for facts, _ in described.values() if facts for task in facts["tasks"]}))
@@ -97,8 +98,9 @@ def run_clients(
         kind=MessageType.TRAIN,
         group=str(index),
         patience=Patience(section.deadline_s, enough, section.grace_s),
-        # A client's part in a secure sum is kept from its training on; to train again would begin it anew.
-        repeatable=not config.secure_aggregation.enabled,
+        # A client's part in a secure sum is kept from its training on; to train again would begin it anew. And with
+        # fresh noise it would not be the same answer, but one more look at the client's data.
+        repeatable=not config.secure_aggregation.enabled and not privacy.fresh_noise(config),
         on_answer=functools.partial(on_client, index),
     )
     found = []
@@ -160,7 +162,7 @@ def ask_secretly(
     return found
 
 
-def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
+def _ask_their_numbers(config: Config, grid: Grid, order: Order) -> dict[int, int]:
     """Client -> node, from what nodes know of themselves; waits for as many as the configuration has clients."""
     section = config.communication
     deadline = time.monotonic() + section.wait_s
@@ -169,7 +171,6 @@ def _ask_their_numbers(config: Config, grid: Grid, text: str) -> dict[int, int]:
             raise QuorumError(f"no node is there after {section.wait_s:g} s (communication.wait_s). Start the nodes.")
         time.sleep(_LOOK_S)
     patience = Patience(section.wait_s, len(present), section.grace_s)
-    order = Order("describe", text, -1, threads=torch.get_num_threads())
     contents = dict.fromkeys(present, messages.order_content(order, None))
     answers = ask(grid, contents, kind=MessageType.QUERY, group="numbers", patience=patience, repeatable=True)
     found: dict[int, int] = {}

@@ -31,7 +31,7 @@ _MOST_METRICS = 32
 _MOST_TASKS = 64
 _BASE = re.compile(r"(?:[0-9a-f]{64})?")
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_OURS = {"kind", "round", "client", "malicious", "num_examples", "download_bytes", "upload_bytes"}
+_OURS = {"kind", "round", "client", "malicious", "num_examples", "download_bytes", "upload_bytes", "epsilon"}
 """Keys of a record's line that the server writes itself."""
 
 
@@ -46,6 +46,7 @@ class Order:
         index: the round.
         tasks: of all clients' examples, "" among them for free text.
         threads: CPU threads of torch: other sums differ in their last bits.
+        run: the run's random name, the same where it goes on; what a client keeps between rounds is kept under it.
     """
 
     step: Step
@@ -54,6 +55,7 @@ class Order:
     index: int = 0
     tasks: tuple[str, ...] = ()
     threads: int = 1
+    run: str = ""
 
     def record(self) -> ConfigRecord:
         """As Flower sends it."""
@@ -65,6 +67,7 @@ class Order:
                 "round": self.index,
                 "tasks": list(self.tasks),
                 "threads": self.threads,
+                "run": self.run,
             }
         )
 
@@ -78,16 +81,16 @@ def read_order(content: RecordDict) -> Order:
     record = content.config_records.get("order")
     if record is None:
         raise UpdateError("the message holds no order of fedeat")
-    step, config, tasks = record.get("step"), record.get("config"), record.get("tasks", [])
+    step, config, tasks, run = (record.get(name) for name in ("step", "config", "tasks", "run"))
     numbers = [record.get(name) for name in ("client", "round", "threads")]
-    if step not in get_args(Step) or not isinstance(config, str):
+    if step not in get_args(Step) or not isinstance(config, str) or not isinstance(run, str):
         raise UpdateError(f"unknown order {str(step)[:40]!r}; server and node must run the same version of fedeat")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise UpdateError("the order's tasks are not names")
     if not all(isinstance(number, int) and -1 <= number < 1 << 31 for number in numbers):
         raise UpdateError("the order's numbers are out of range")
     client, index, threads = cast(list[int], numbers)
-    return Order(cast(Step, step), config, client, index, tuple(tasks), threads)
+    return Order(cast(Step, step), config, client, index, tuple(tasks), threads, run)
 
 
 def facts_content(facts: Mapping[str, Any]) -> RecordDict:

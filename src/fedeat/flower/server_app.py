@@ -6,9 +6,9 @@ It reads two keys of Flower's run configuration: `config`, the configuration as 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +20,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedeat import experiment, records, report
 from fedeat.config import Config, parse, to_toml
-from fedeat.errors import ConfigError, FedeatError
-from fedeat.experiment.federation import Progress, silent
+from fedeat.errors import ConfigError, FedeatError, RecordError
+from fedeat.experiment.federation import Elsewhere, Progress, silent
 from fedeat.flower.engine import connect
 
 NODES = "FEDEAT_NODES"
 """Environment variable with the file in which `fedeat serve` keeps its registered nodes, in the order of clients."""
 FAILURE = "failure.json"
 """In the run's directory while its last attempt ended with an error that a person can act on."""
+NAME = "name.json"
+"""In the run's directory: the random name by which clients know the run again when it goes on."""
 _INFO, _ERROR = 20, 40
 
 app = ServerApp()
@@ -68,7 +70,10 @@ def run(grid: Grid, text: str, directory: Path, *, progress: Progress = silent) 
         listing = os.environ.get(NODES)
         registered = None if listing is None else read_nodes(Path(listing))
         config = server_config(_parsed(text), deployed=registered is not None)
-        link = functools.partial(connect, grid=grid, text=to_toml(config), nodes=registered)
+
+        def link(config: Config) -> Elsewhere:
+            return connect(config, grid=grid, text=to_toml(config), name=_name(directory), nodes=registered)
+
         rows = experiment.run(config, directory, progress=progress, connect=link)
         page = report.write_report(directory)
     except FedeatError as error:
@@ -78,6 +83,19 @@ def run(grid: Grid, text: str, directory: Path, *, progress: Progress = silent) 
         raise
     log(_INFO, "adapter %s, report %s", directory / "adapter", page)
     return list(rows)
+
+
+def _name(directory: Path) -> str:
+    """The run's, drawn the first time; the configuration cannot tell it from another run of the same."""
+    file = directory / NAME
+    if not file.is_file():
+        records.write_json(file, {"name": secrets.token_hex(16)})
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{file} cannot be read: {error}. Remove it; clients then take the run for a new one."
+        ) from None
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The socket is a file that only its owner may open (mode 0600 in a directory of mode 0700); nothing listens on the
 network. Orders are carried out one after the other. A worker that is killed is started again by `fedeat join`, and the
-order is asked again: training depends on the order alone, so the answer is the same to the last bit.
+order is asked again: training depends on the order alone, so the answer is the same to the last bit. Where it draws
+fresh noise too (`privacy`), an update is on disk before it is sent (`given`), and is sent again.
 """
 
 from __future__ import annotations
