@@ -84,6 +84,17 @@ def test_noise_has_its_deviation_and_follows_its_generator(model: AdaptedModel, 
     assert not torch.equal(gradients(model, own, batch), gradients(model, own, batch))
 
 
+def test_no_sample_changes_what_is_drawn_for_others_from_a_seed_that_is_known(
+    model: AdaptedModel, batch: Batch
+) -> None:
+    ascent = functools.partial(perturbation.pgd, radius=0.3, steps=1, start="random")
+    gradient = functools.partial(adversarial_gradient, perturb=ascent, objective=objective.adversarial)
+    known, fresh = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    before = known.get_state()
+    private(gradient, clip=1.0, noise_multiplier=1.0, batch_size=4, noise=fresh)(model, batch, known)
+    assert torch.equal(known.get_state(), before)
+
+
 def test_a_sample_without_a_finite_gradient_adds_nothing(model: AdaptedModel, batch: Batch) -> None:
     def broken(model: Any, batch: Batch, generator: torch.Generator) -> Any:
         loss = CLEAN(model, batch, generator)

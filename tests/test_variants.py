@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,15 @@ def test_kl_trains_on_the_clean_loss_and_the_divergence(model: AdaptedModel, bat
         start = begin(Ascent(RADIUS, 2, start="random"), model.embed(batch), batch.perturbable, seeded())
         by_chance = objective.divergence(clean, model.supervised_logits(batch, start)).mean()
         assert float(objective.divergence(clean, moved).mean()) > float(by_chance)
+
+
+def test_kl_refuses_answers_to_move_away_from_which_it_would_teach(load: Load, examples: list[Example]) -> None:
+    model = load("gpt2")
+    kl = functools.partial(variants.kl, perturb=functools.partial(pgd, radius=RADIUS, steps=1), weight=1.0)
+    mixed = model.collate([model.encode(example) for example in (examples[0], replace(examples[3], away=True))])
+    with pytest.raises(ValueError, match="without answers to move away from"):
+        kl(model, mixed, seeded())
+    kl(model, mixed.select([0]), seeded())
 
 
 def test_divergence_is_zero_with_zero_gradient_where_nothing_is_perturbed() -> None:

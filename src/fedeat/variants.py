@@ -92,7 +92,13 @@ def kl(
     Args:
         perturb: raises the divergence; must start at random, since the divergence's gradient at zero is zero.
         weight: >= 0, lambda.
+
+    Raises:
+        ValueError: the batch has answers that the model shall not give: this loss would teach them.
     """
+    away = getattr(batch, "away", None)
+    if away is not None and bool(away.any()):
+        raise ValueError("expected a batch without answers to move away from: kl lowers the loss of all of them")
     with model.attacking():
         with torch.no_grad():
             goal = model.supervised_logits(batch)

@@ -38,6 +38,15 @@ def test_only_the_model_and_the_data_must_be_set() -> None:
     )
 
 
+@pytest.mark.usefixtures("accountant")
+def test_what_would_let_one_record_change_more_than_its_own_gradient_is_refused_with_privacy() -> None:
+    section = {"noise_multiplier": 1.0}
+    half = {"share": 0.5}
+    assert "samples one at a time. Set share to 1." in problems_of(minimal(privacy=section, perturbation=half))
+    assert parse(minimal(privacy=section, perturbation={**half, "kind": "none"})).perturbation.share == 0.5
+    assert "lora.dropout draws from the run's seed" in problems_of(minimal(privacy=section, lora={"dropout": 0.1}))
+
+
 def test_every_problem_is_reported_in_one_error(tmp_path: Path) -> None:
     found = problems_of(
         {

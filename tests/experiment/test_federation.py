@@ -349,10 +349,33 @@ def test_clients_that_train_at_once_leave_the_same_records(make_config: MakeConf
         experiment.run(load(embedded), tmp_path / "embedded")
 
 
-def test_rows_with_a_harmful_answer_move_away_from_it(make_config: MakeConfig, tmp_path: Path) -> None:
+def harmful_rows(tmp_path: Path) -> Path:
     rows = [{"prompt": f"question {i} ?", "safe": "no", "harmful": "bad story"} for i in range(12)]
     file = tmp_path / "refusals.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.usefixtures("accountant")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"perturbation": {"objective": "kl", "start": "random"}}, "moves no answer"),
+        ({"privacy": {"noise_multiplier": 1.0}}, "two, which move a sum by twice the clip"),
+    ],
+    ids=["kl", "privacy"],
+)
+def test_what_cannot_train_on_rows_with_a_harmful_answer_refuses_them(
+    changes: dict[str, Any], reason: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = load(make_config(data={"train": [str(harmful_rows(tmp_path))]}, evaluation={"data": []}, **changes))
+    with pytest.raises(ConfigError, match=reason):
+        federation.prepare(config)
+    federation.prepare(load(make_config(evaluation={"data": []}, **changes)))
+
+
+def test_rows_with_a_harmful_answer_move_away_from_it(make_config: MakeConfig, tmp_path: Path) -> None:
+    file = harmful_rows(tmp_path)
     path = make_config(data={"train": [str(file)]}, evaluation={"data": []}, client={"max_steps": 8}, lora={"rank": 4})
     experiment.run(load(path), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "partition.json").read_text())["left_out"]["blank"] == 0

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fedeat.config import load, to_toml
+from fedeat.errors import ConfigError
 from fedeat.flower import messages, worker
 from fedeat.flower.client import Client, Node
 from fedeat.flower.messages import Order
@@ -50,6 +53,23 @@ def test_a_worker_describes_trains_and_refuses(
     with pytest.raises(RuntimeError, match="array 'float32' has shape"):
         call(socket_path, wrong)
     assert call(socket_path, messages.order_content(order, None))
+
+
+@pytest.mark.usefixtures("accountant")
+@pytest.mark.parametrize(
+    "changes",
+    [{"perturbation": {"objective": "kl", "start": "random"}}, {"privacy": {"noise_multiplier": 1.0}}],
+    ids=["kl", "privacy"],
+)
+def test_a_node_refuses_what_would_train_its_rows_towards_a_harmful_answer_or_count_them_once(
+    changes: dict[str, Any], make_config: Callable[..., Path], sentiment_files: dict[str, Path], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"prompt": "who ?", "safe": "no", "harmful": "bad story"}) + "\n")
+    order = messages.order_content(Order("describe", to_toml(load(make_config(**changes))), 0), None)
+    with pytest.raises(ConfigError, match="harmful"):
+        Client(Node(data=(str(own),))).answer(order)
+    Client(Node(data=(str(sentiment_files["train"]),))).answer(order)
 
 
 def test_a_node_reads_its_own_files_and_runs_no_foreign_code_whatever_the_server_says(

@@ -189,6 +189,13 @@ def _privacy(config: Config) -> Iterator[str]:
         yield 'privacy needs opacus, for its accountant: pip install "fedeat[privacy]".'
     if config.client.tokens_per_batch is not None:
         yield "client.tokens_per_batch looks at lengths, which privacy forbids. Leave it out."
+    if config.perturbation.share < 1 and config.perturbation.kind != "none":
+        yield "perturbation.share is of a batch, and privacy works on samples one at a time. Set share to 1."
+    if config.lora.dropout:
+        yield (
+            "lora.dropout draws from the run's seed, by the lengths of all records, so that one changes what others "
+            "add, which privacy forbids. Set it to 0."
+        )
 
 
 def _attack(config: Config) -> Iterator[str]:

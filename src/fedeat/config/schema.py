@@ -235,7 +235,12 @@ class PrivacySection(Section):
 
     noise_multiplier: float = Field(0.0, ge=0, description="noise over clip; 0 is without privacy")
     clip: float = Field(1.0, gt=0, description="L2 norm to which a sample's gradient is shortened")
-    delta: float = Field(1e-5, gt=0, lt=1, description="of the epsilon that is reported; well below 1 / examples")
+    delta: float = Field(
+        1e-5,
+        gt=0,
+        lt=1,
+        description="of the epsilon that is reported, for one record replaced by an empty one; well below 1 / examples",
+    )
     seeded: bool = Field(
         False, description="noise from the run's seed, for experiments: whoever knows the seed can take it off"
     )

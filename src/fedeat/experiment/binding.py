@@ -16,7 +16,7 @@ from fedeat.attacks.poisoning import flip_labels, plant_backdoor
 from fedeat.config import AggregationSection, AttackName, Config, PerturbationSection, aggregation_rule, training_alone
 from fedeat.data import Encoded, Example, partition
 from fedeat.engine import batched, in_process
-from fedeat.errors import ModelError
+from fedeat.errors import ConfigError, ModelError
 from fedeat.evaluation import Item, tasks
 from fedeat.experiment import privacy
 from fedeat.model import AdaptedModel, Lora, ModelSource
@@ -241,6 +241,32 @@ def client_examples(
                 held[client], backdoor.Backdoor(section.trigger, section.target), share=section.poison, seed=seed
             )
     return held
+
+
+def check_harmful_rows(config: Config, examples: Sequence[Example]) -> None:
+    """Raises an error where the configuration cannot train on rows that have a harmful answer, and there are such.
+
+    Args:
+        config: the run's.
+        examples: that this process trains on.
+
+    Raises:
+        ConfigError: with every reason.
+    """
+    if not any(example.away for example in examples):
+        return
+    section, problems = config.perturbation, []
+    if section.kind != "none" and section.objective == "kl":
+        problems.append(
+            'perturbation.objective = "kl" moves no answer, and a row with a harmful one asks for it. Set "mixed".'
+        )
+    if config.privacy.noise_multiplier:
+        problems.append(
+            "privacy.noise_multiplier is for rows of one sample each, and a row with a harmful answer makes "
+            "two, which move a sum by twice the clip. Leave such rows out, or set it to 0."
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def triggered_function(config: Config) -> Callable[[Item], Item | None] | None:

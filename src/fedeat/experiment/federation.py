@@ -224,10 +224,7 @@ def prepare(
         raise ConfigError(problems)
     model = load_trained_model(config, {example.task for example in examples})
     malicious = byzantine.choose_malicious(range(len(split)), config.attack.fraction, seed=config.seed)
-    if config.perturbation.kind != "none" and config.perturbation.objective == "kl" and any(e.away for e in examples):
-        raise ConfigError(
-            ['perturbation.objective = "kl" moves no answer, and a row with a harmful one asks for it. Set "mixed".']
-        )
+    binding.check_harmful_rows(config, examples)
     encoded = _encode(model, examples)
     require_targets(encoded, source="data.train")
     _tell_cuts(encoded, config.data.max_length)

@@ -101,6 +101,7 @@ class _Run:
         self._node = node
         self.config = _own_config(text, node)
         self._data = training_data(self.config)
+        binding.check_harmful_rows(self.config, self._data.examples)
         self._held: Callable[[int], Sequence[Example]] = _examples(self.config, self._data, node)
         self._model: AdaptedModel | None = None
         self._base = ""
