@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedeat.aggregation.rules import positive
 from fedeat.aggregation.weiszfeld import geometric_median
-from fedeat.errors import UpdateError
+from fedeat.errors import QuorumError, UpdateError
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ Contribution: TypeAlias = Moments | Step | Weighted
 SecureSum: TypeAlias = Callable[[Contribution], Tensor]
 """Runs a contribution on every client and returns the sum of the results over clients, nothing else."""
 
+_LEAST_WEIGHT = 0.5
 _SKETCH_REPEATS = 4
 
 
@@ -135,6 +136,7 @@ def secure_geometric_median(
 
     Raises:
         UpdateError: an option is out of range, a sum is not finite, or sketches do not fit together.
+        QuorumError: the clients whose sketches had half of the weight are not in the sum any more.
     """
     positive("tolerance", tolerance)
     positive("smoothing", smoothing)
@@ -220,7 +222,25 @@ def _by_sketches(secure_sum: SecureSum, sketches: Sequence[Tensor]) -> SecureMed
     weights = geometric_median(rows @ rows.T, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)).weights
 
     total = _checked(secure_sum(Weighted(dict(enumerate(weights.tolist())))))
+    require_weight(float(total[-1]))
     return SecureMedian(total[:-1] / total[-1], 1, math.nan, math.nan, weights, True)
+
+
+def require_weight(left: float, lost: str = "") -> None:
+    """Raises an error where clients that had most of the weight found on sketches are not in the sum.
+
+    Args:
+        left: weight of those in it, 0..1.
+        lost: who is not, and why, for the end of the message.
+
+    Raises:
+        QuorumError: they hold less than half; what they make would be another aggregate, or none.
+    """
+    if left < _LEAST_WEIGHT:
+        raise QuorumError(
+            f"the clients in the sum hold {left:.3f} of the weight that the median gave on their sketches, expected at "
+            f"least {_LEAST_WEIGHT:g}. Try the round again.{lost}"
+        )
 
 
 def _checked(total: Tensor) -> Tensor:

@@ -49,6 +49,15 @@ def agree(private: bytes, public: bytes, *, salt: bytes, purpose: str) -> bytes:
     return HKDF(hashes.SHA256(), KEY_BYTES, salt, purpose.encode()).derive(shared)
 
 
+def is_usable(public: bytes) -> bool:
+    """Whether others can agree with the owner of a public key on a secret; with one of low order nobody can."""
+    try:
+        agree(fresh_key(), public, salt=b"", purpose="none")
+    except UpdateError:
+        return False
+    return True
+
+
 SEAL_BYTES = 16
 """By which an envelope is longer than its content."""
 

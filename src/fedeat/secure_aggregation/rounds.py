@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,12 +11,21 @@ import torch
 from torch import Tensor
 
 from fedeat import seeding
-from fedeat.aggregation.secure import Contribution, SecureMedian, Weighted, secure_geometric_median, secure_mean
+from fedeat.aggregation.secure import (
+    Contribution,
+    SecureMedian,
+    Weighted,
+    require_weight,
+    secure_geometric_median,
+    secure_mean,
+)
 from fedeat.algorithm import Round, RunClients
 from fedeat.errors import QuorumError
 from fedeat.secure_aggregation.messages import Answer, Ask, Request, Sketch, Sketched, payload
 from fedeat.secure_aggregation.server import Sums
 from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, norm, validate
+
+_ROUNDING = 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,8 @@ class SecureRounds:
         ask = _counting(functools.partial(self.ask, index), down, up)
         clients = [update.client_id for update in trained]
         sums = Sums(ask, clients, norm_bound=self.norm_bound, sums=1 if self._one_sum else self.max_sums)
-        found = self._aggregate(sums, ask, index)
+        longest = self.norm_bound * math.sqrt(sum(tensor.numel() for tensor in adapter.values()))
+        found = self._aggregate(sums, ask, index, longest)
         counted = [
             replace(update, metrics={**update.metrics, "download_bytes": float(down[c]), "upload_bytes": float(up[c])})
             for update in trained
@@ -83,17 +94,20 @@ class SecureRounds:
     def _one_sum(self) -> bool:
         return self.mean or self.sketch_width > 0
 
-    def _aggregate(self, sums: Sums, ask: Ask, index: int) -> SecureMedian:
+    def _aggregate(self, sums: Sums, ask: Ask, index: int, longest: float) -> SecureMedian:
         if self.mean:
             return secure_mean(sums)
         if self.sketch_width:
-            sketches = self._sketches(sums, ask, index)
+            sketches = self._sketches(sums, ask, index, longest)
             numbers = list(sketches)
 
             def numbered(contribution: Contribution) -> Tensor:
                 """The median numbers its updates 0, 1, ...; here they have clients."""
                 assert isinstance(contribution, Weighted)
-                return sums(Weighted({numbers[place]: weight for place, weight in contribution.weights.items()}))
+                weights = {numbers[place]: weight for place, weight in contribution.weights.items()}
+                total = sums(Weighted(weights))
+                require_weight(float(total[-1]), sums.reasons())
+                return total
 
             found = secure_geometric_median(numbered, sketches=list(sketches.values()))
             assert found.weights is not None
@@ -102,17 +116,19 @@ class SecureRounds:
             return SecureMedian(found.value, found.sums, found.objective, found.gap, kept, found.converged)
         return secure_geometric_median(sums, tolerance=self.tolerance, max_sums=self.max_sums)
 
-    def _sketches(self, sums: Sums, ask: Ask, index: int) -> dict[int, Tensor]:
-        """Client -> its sketch; drawn only now that the clients hold their updates."""
+    def _sketches(self, sums: Sums, ask: Ask, index: int, longest: float) -> dict[int, Tensor]:
+        """Client -> its sketch, at most as long as one can be; drawn only now that the clients hold their updates."""
         request = Sketch(self.sketch_width, seeding.derive(self.seed, "sketch", index))
         answers = ask(dict.fromkeys(sums.present, request))
         found = {}
         for client in sums.present:
             answer = answers.get(client, "did not answer")
-            if isinstance(answer, Sketched) and bool(torch.isfinite(answer.values).all()):
-                found[client] = answer.values
-            else:
+            if not isinstance(answer, Sketched):
                 sums.lost[client] = answer if isinstance(answer, str) else "sent no sketch"
+            elif not float(torch.linalg.vector_norm(answer.values)) <= longest * _ROUNDING:
+                sums.lost[client] = f"sent a sketch longer than {longest:g}, which no update within norm_bound has"
+            else:
+                found[client] = answer.values
         sums.keep(found)
         return found
 

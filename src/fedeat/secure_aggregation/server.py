@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from fedeat.errors import QuorumError, UpdateError
 from fedeat.secure_aggregation import fixed_point, masks, secret_sharing
 from fedeat.secure_aggregation.client import LEAST_CLIENTS, threshold
 from fedeat.secure_aggregation.fixed_point import Words
-from fedeat.secure_aggregation.key_agreement import SEAL_BYTES, agree, public_key
+from fedeat.secure_aggregation.key_agreement import SEAL_BYTES, agree, is_usable, public_key
 from fedeat.secure_aggregation.messages import (
     Advertise,
     Answer,
@@ -68,7 +69,7 @@ class Sums:
         self._needed = LEAST_CLIENTS
         context = os.urandom(32)
         keys = self._collect({client: Advertise(context, sums) for client in self.present}, Keys)
-        self._roster: Roster = {c: k for c, k in keys.items() if self._is_whole(c, k)}
+        self._roster: Roster = self._fit(keys)
         self._needed = max(LEAST_CLIENTS, threshold(len(self._roster)))
         self._settle(self._roster)
         self._salt = digest(context, self._roster)
@@ -167,11 +168,23 @@ class Sums:
                 self.lost[client] = answer if isinstance(answer, str) else "answered something else than was asked"
         return found
 
-    def _is_whole(self, client: int, keys: Keys) -> bool:
-        good = len(keys.masks) == len(keys.commitments) == self._sums
-        if not good:
-            self.lost[client] = "sent keys for another number of sums"
-        return good
+    def _fit(self, keys: Mapping[int, Keys]) -> Roster:
+        """Those whose keys a roster can hold: with one other every client would refuse it, and blame the server."""
+        sent = Counter(key for own in keys.values() for key in {own.envelope, *own.masks})
+        found = {}
+        for client, own in keys.items():
+            public = (own.envelope, *own.masks)
+            if not len(own.masks) == len(own.commitments) == self._sums:
+                self.lost[client] = "sent keys for another number of sums"
+            elif len(set(public)) < len(public):
+                self.lost[client] = "sent one public key several times, expected a fresh one for each sum"
+            elif any(sent[key] > 1 for key in public):
+                self.lost[client] = "sent a public key that another client sent too"
+            elif not all(map(is_usable, public)):
+                self.lost[client] = "sent a public key that agrees on no secret, expected one of X25519"
+            else:
+                found[client] = own
+        return found
 
     def _settle(self, answered: Mapping[int, object]) -> None:
         """Goes on with those who answered.
@@ -184,11 +197,15 @@ class Sums:
                 self.lost.setdefault(client, "sent an incomplete answer")
         self.present = tuple(client for client in self.present if client in answered)
         if len(self.present) < self._needed:
-            reasons = "".join(f"\n  - client {client}: {why}" for client, why in sorted(self.lost.items()))
             raise QuorumError(
                 f"{len(self.present)} clients are left in the secure sum, expected at least {self._needed} so that it "
-                f"hides each of them. Lost:{reasons or ' none'}"
+                f"hides each of them.{self.reasons()}"
             )
+
+    def reasons(self) -> str:
+        """Who was lost and why, for the end of a message."""
+        lost = "".join(f"\n  - client {client}: {why}" for client, why in sorted(self.lost.items()))
+        return f" Lost:{lost or ' none'}"
 
 
 def _most_common(values: Iterable[int]) -> int:
