@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from safetensors.torch import load_file, save_file
 
 from fedeat import experiment
 from fedeat.config import load, to_toml
 from fedeat.errors import QuorumError
 from fedeat.flower import client_app, engine, server_app
+from fedeat.flower.client import Client, Node
 from fedeat.flower.messages import Order
 
 MakeConfig = Callable[..., Path]
@@ -274,3 +277,29 @@ def test_a_client_with_another_base_model_is_left_out_by_name(
     assert "its base model is another than the server's" in line["rejected"][0]["reason"]
     trained = [message for message in grid.sent if message.metadata.message_type == "train"]
     assert 12 not in {message.metadata.dst_node_id for message in trained}
+
+
+def test_a_client_that_could_not_say_what_its_base_model_is_trains_only_on_the_servers(
+    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, sentiment_files: Any, language_model: Path
+) -> None:
+    def late(model: Path, partition: int) -> Callable[[Message], Message]:
+        client = Client(Node(data=(str(sentiment_files["train"]),), model=str(model)))
+
+        def answer(message: Message) -> Message:
+            if message.content["order"]["step"] == "prepare":
+                raise RuntimeError("the disk is not there yet")
+            return Message(client.answer(message.content, partition=partition), reply_to=message)
+
+        return answer
+
+    other = tmp_path / "other"
+    shutil.copytree(language_model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    grid = local_grid({**nodes, 12: late(other, 1), 450: late(language_model, 2)})
+    config = load(make_config(**SETTINGS, federation={"rounds": 1, "quorum": 2}, communication={"grace_s": 0.0}))
+    server_app.run(grid, to_toml(config), tmp_path / "run")
+    (line,) = lines(tmp_path / "run", "round")
+    assert line["accepted"] == [0, 2, 3]
+    assert [item["client"] for item in line["rejected"]] == [1]
+    assert "its base model is another than the server's" in line["rejected"][0]["reason"]

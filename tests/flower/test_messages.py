@@ -33,7 +33,7 @@ def test_an_update_arrives_as_it_was_sent(encoding: Encoding) -> None:
 
 
 def test_an_order_arrives_as_it_was_sent() -> None:
-    order = Order("train", "seed = 1", 3, 2, ("", "sst2"), 4, "run 7")
+    order = Order("train", "seed = 1", 3, 2, ("", "sst2"), 4, "run 7", "0" * 64)
     assert messages.read_order(messages.order_content(order, ADAPTER)) == order
 
 

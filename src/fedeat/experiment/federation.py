@@ -83,7 +83,8 @@ class Elsewhere:
     """Clients that hold their data and train in other processes, or on other machines.
 
     Attributes:
-        run_clients: reaches them; takes `on_client` as `engine.in_process.run_clients` does.
+        run_clients: reaches them; takes `on_client` as `engine.in_process.run_clients` does, and as `base` the
+            fingerprint of the server's base model, which who is not in `bases` is still held to.
         shares: client -> what partition.json says of its data; its keys are all clients, 0..n-1.
         tasks: of the clients' examples, None among them where some are free text.
         left_out: why and how many rows of their data they do not train on.
@@ -286,8 +287,8 @@ def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) ->
     sets = evaluation_sets(config.evaluation.data)
     model = load_trained_model(config, elsewhere.tasks)
     malicious = byzantine.choose_malicious(range(count), config.attack.fraction, seed=config.seed)
-    reached = functools.partial(elsewhere.run_clients, on_client=_count_clients(config, count, progress))
-    own = fingerprint(model) if elsewhere.bases else ""
+    own = fingerprint(model)
+    reached = functools.partial(elsewhere.run_clients, base=own, on_client=_count_clients(config, count, progress))
     others = sorted(client for client, base in elsewhere.bases.items() if base != own)
     run_clients = playing.without(reached, dict.fromkeys(others, ANOTHER_BASE))
     aggregate = binding.aggregate_function(config)

@@ -23,7 +23,7 @@ from fedeat.data import Encoded, Example, require_targets, truncation
 from fedeat.engine.encoding import Residuals, encode_update
 from fedeat.errors import ConfigError, UpdateError
 from fedeat.experiment import binding, playing, privacy
-from fedeat.experiment.federation import load_trained_model
+from fedeat.experiment.federation import ANOTHER_BASE, load_trained_model
 from fedeat.experiment.inputs import TrainingData, split_examples, training_data
 from fedeat.experiment.round_records import client_share
 from fedeat.flower import messages
@@ -137,7 +137,7 @@ class _Run:
         cut = truncation(self._shard(client))
         assert self._model is not None
         found = {"tasks": [], **{name: cut[name] for name in ("examples", "cut_prompts", "cut_answers")}}
-        found["base"] = self._base = self._base or fingerprint(self._model)
+        found["base"] = self._fingerprint()
         if self._node.share_counts or not self._node.data:
             counts = client_share(self._held(client), self._shard(client))["counts"]
             found |= {"labels": list(counts), "counts": list(counts.values())}
@@ -145,6 +145,8 @@ class _Run:
 
     def train(self, content: RecordDict, order: Order, client: int) -> RecordDict:
         assert self._model is not None
+        if order.base and order.base != self._fingerprint():
+            raise UpdateError(ANOTHER_BASE)
         adapter = messages.read_adapter(content, self._model.adapter())
         engine = binding.local_engine(self.config, self._model)
 
@@ -171,6 +173,11 @@ class _Run:
 
         request = secure_messages.read_request(content, client)
         return secure_messages.answer_content(self._sessions.answer(client, order.index, request))
+
+    def _fingerprint(self) -> str:
+        assert self._model is not None
+        self._base = self._base or fingerprint(self._model)
+        return self._base
 
     def _shard(self, client: int) -> list[Encoded]:
         if client not in self._shards:

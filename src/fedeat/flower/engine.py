@@ -70,6 +70,7 @@ def run_clients(
     grid: Grid,
     nodes: Mapping[int, int],
     order: Order,
+    base: str = "",
     on_client: Callable[[int, int], None] = lambda index, done: None,
 ) -> list[ClientUpdate]:
     """Trains a cohort on its nodes; with its keywords bound it is a `RunClients`.
@@ -82,6 +83,7 @@ def run_clients(
         grid: Flower's.
         nodes: client -> its registered node.
         order: to train, but for its client and round.
+        base: the fingerprint of the server's base model; a client with another does not train.
         on_client: told the round and how many of its clients have answered.
 
     Returns:
@@ -90,7 +92,7 @@ def run_clients(
     section = config.communication
     size = config.federation.clients_per_round or len(nodes)
     enough = min(config.federation.quorum or size // 2 + 1, len(cohort))
-    asked = {nodes[client]: replace(order, client=client, index=index) for client in cohort}
+    asked = {nodes[client]: replace(order, client=client, index=index, base=base) for client in cohort}
     record = to_record(adapter)
     answers = ask(
         grid,

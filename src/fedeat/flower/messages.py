@@ -5,7 +5,8 @@
     train      one round from this adapter                         -> update and facts
     secure     a request of a secure sum (`secure_messages`)       -> its answer
 
-An order carries the run's configuration, the client's number, the round and the global adapter. An answer carries the
+An order carries the run's configuration and name, the client's number, the round, the global adapter and the
+fingerprint of its base model. An answer carries the
 encoded update and numbers: never a text, never a token. Both sides read what arrives as if a stranger had sent it.
 """
 
@@ -47,6 +48,7 @@ class Order:
         tasks: of all clients' examples, "" among them for free text.
         threads: CPU threads of torch: other sums differ in their last bits.
         run: the run's random name, the same where it goes on; what a client keeps between rounds is kept under it.
+        base: the fingerprint that the base model of a client must have that trains; "" for any.
     """
 
     step: Step
@@ -56,6 +58,7 @@ class Order:
     tasks: tuple[str, ...] = ()
     threads: int = 1
     run: str = ""
+    base: str = ""
 
     def record(self) -> ConfigRecord:
         """As Flower sends it."""
@@ -68,6 +71,7 @@ class Order:
                 "tasks": list(self.tasks),
                 "threads": self.threads,
                 "run": self.run,
+                "base": self.base,
             }
         )
 
@@ -81,16 +85,18 @@ def read_order(content: RecordDict) -> Order:
     record = content.config_records.get("order")
     if record is None:
         raise UpdateError("the message holds no order of fedeat")
-    step, config, tasks, run = (record.get(name) for name in ("step", "config", "tasks", "run"))
+    step, config, tasks = (record.get(name) for name in ("step", "config", "tasks"))
+    run, base = record.get("run"), record.get("base")
     numbers = [record.get(name) for name in ("client", "round", "threads")]
-    if step not in get_args(Step) or not isinstance(config, str) or not isinstance(run, str):
+    if step not in get_args(Step) or not all(isinstance(text, str) for text in (config, run, base)):
         raise UpdateError(f"unknown order {str(step)[:40]!r}; server and node must run the same version of fedeat")
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise UpdateError("the order's tasks are not names")
     if not all(isinstance(number, int) and -1 <= number < 1 << 31 for number in numbers):
         raise UpdateError("the order's numbers are out of range")
     client, index, threads = cast(list[int], numbers)
-    return Order(cast(Step, step), config, client, index, tuple(tasks), threads, run)
+    run, base = cast(str, run), cast(str, base)
+    return Order(cast(Step, step), cast(str, config), client, index, tuple(tasks), threads, run, base)
 
 
 def facts_content(facts: Mapping[str, Any]) -> RecordDict:
