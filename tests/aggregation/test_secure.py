@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedeat.aggregation import aggregate, secure_geometric_median, secure_mean, sketch
 from fedeat.aggregation.secure import Contribution, Moments, Step, Weighted
-from fedeat.errors import UpdateError
+from fedeat.errors import QuorumError, UpdateError
 
 
 @dataclass
@@ -99,6 +99,19 @@ def test_sketches_find_the_weights_and_one_sum_finishes() -> None:
     assert excess(updates, result.value) < 1e-3
     assert result.weights is not None
     assert float(result.weights.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_sum_without_half_of_the_weight_found_on_sketches_is_no_median(left: int) -> None:
+    updates = draw(5, 40)
+    rows = [sketch(update, width=64, seed=0) for update in updates]
+
+    def some(contribution: Contribution) -> Tensor:
+        parts = [contribution(client, update) for client, update in enumerate(updates)]
+        return sum(parts[:left], torch.zeros_like(parts[0]))
+
+    with pytest.raises(QuorumError, match=r"of the weight that the median gave.*at least 0\.5"):
+        secure_geometric_median(some, sketches=rows)
 
 
 def test_wider_sketches_come_closer() -> None:

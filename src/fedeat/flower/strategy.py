@@ -171,7 +171,7 @@ class RuleStrategy(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new model and the round's metrics; None for both where too few replies are usable, or no rule can be."""
+        """The new model and the round's metrics; None for both where replies are too few, or the rule gives up."""
         contents, rejected = self._sort(replies)
         if self._sent is None:
             raise UpdateError("aggregate_train came before configure_train: there is no model to compare with")
