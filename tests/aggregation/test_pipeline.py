@@ -299,3 +299,31 @@ def test_the_gap_of_float32_products_is_still_a_bound(kind: str) -> None:
         point = result.weights @ updates.double()
         reached = float(torch.linalg.vector_norm(updates.double() - point, dim=1).mean())
         assert reached / exact.objective - 1 <= result.gap <= 1e-9
+
+
+@pytest.mark.parametrize("reference", [0, 2, 3])
+@pytest.mark.parametrize("weightless", [[], [0], [1], [0, 1], [3], [1, 3]])
+def test_the_trusted_update_is_the_same_one_whoever_has_no_weight(reference: int, weightless: list[int]) -> None:
+    updates = draw(5, 20) + 1
+    updates[1] *= -5
+    prior = torch.ones(5)
+    prior[weightless] = 0.0
+    rule = functools.partial(aggregation.trusted_reference, reference=reference)
+    result = aggregate(updates, rule=rule, prior_weights=prior)
+    expected = rule(updates.double() @ updates.double().T, prior.double()).weights
+    torch.testing.assert_close(result.weights, expected)
+    torch.testing.assert_close(result.value, (expected @ updates.double()).float())
+
+
+def test_a_trusted_update_that_is_no_client_is_refused_by_its_number_among_all() -> None:
+    rule = functools.partial(aggregation.trusted_reference, reference=4)
+    with pytest.raises(UpdateError, match="reference must be an integer from 0 to 3 with 4"):
+        aggregate(draw(4, 5), rule=rule, prior_weights=[0, 1, 1, 1])
+
+
+def test_a_trusted_update_behind_steps_takes_no_client_of_weight_zero() -> None:
+    trusted = functools.partial(aggregation.trusted_reference, reference=0)
+    rule = aggregation.chain(aggregation.norm_clipping, rule=trusted)
+    assert aggregate(draw(4, 5), rule=rule).weights[0] == 0
+    with pytest.raises(UpdateError, match="leave them out of the updates"):
+        aggregate(draw(4, 5), rule=rule, prior_weights=[0, 1, 1, 1])

@@ -7,6 +7,7 @@ space the inner products are those of the true LoRA updates `s_i B_i A_i - s_g B
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from fedeat import geometry
 from fedeat.aggregation.coordinatewise import coordinate_rule
+from fedeat.aggregation.preaggregation import chained
 from fedeat.aggregation.resilience import AnyRule, shift_invariant, unwrap
-from fedeat.aggregation.rules import Rule
+from fedeat.aggregation.rules import Rule, bounded, trusted_reference
 from fedeat.aggregation.sampling import sampled_geometric_median
 from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median
 from fedeat.errors import UpdateError
@@ -124,7 +126,8 @@ def aggregate(
         rule: function `(gram, prior_weights) -> ClientWeights` or a `CoordinateRule`; options through
             `functools.partial`.
         prior_weights: (n,) >= 0, what each client counts before the rule; uniform by default. A client of weight
-            zero is left out and its update not looked at.
+            zero is left out: its values are not looked at, its names, shapes and dtypes are. A trusted update (see
+            `trusted_reference`) judges whatever its weight.
         grouping: "model" weighs whole updates; "layer" each numbered layer by itself, and each tensor outside of
             layers, so that one client may count in some layers and not in others.
         space: "factors" measures distances between the tensors as they are; "product" between the true updates of
@@ -161,7 +164,7 @@ def aggregate(
     with torch.no_grad():
         everyone = open_updates(updates, any_rank=space == "product" and combine != "factors")
         prior = _prior(prior_weights, len(everyone.labels))
-        kept = torch.nonzero(prior > 0).flatten()
+        rule, kept = _judged(rule, prior)
         source = everyone.select(kept.tolist()) if len(kept) < len(prior) else everyone
         if columns is not None:
             value, shares = _by_coordinate(source, prior[kept], columns)
@@ -198,6 +201,28 @@ def aggregate(
             values[0] if len(values) == 1 else {k: t for v in values for k, t in cast(dict[str, Tensor], v).items()}
         )
     return _result(decisions, merged, kept, len(prior), passes=passes, discarded=max(discarded, default=0.0))
+
+
+def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
+    """The clients that a rule is to see, and the rule with their numbering.
+
+    A trusted update judges whatever its weight. Its number is that among all clients, the rule's that among those kept.
+
+    Raises:
+        UpdateError: a trusted update that is none of the clients, or whose number steps before the rule hide.
+    """
+    counts = prior > 0
+    function, options = unwrap(rule)
+    if function is chained and not bool(counts.all()) and unwrap(options["rule"])[0] is trusted_reference:
+        raise UpdateError(
+            "trusted_reference behind steps counts the updates that reach it, but clients of prior weight zero are left"
+            " out before: leave them out of the updates, or give them a weight"
+        )
+    if function is trusted_reference and "reference" in options:
+        trusted = bounded("reference", options["reference"], 0, len(prior) - 1, len(prior))
+        counts[trusted] = True
+        rule = functools.partial(cast(Rule, rule), reference=int(counts[:trusted].sum()))
+    return rule, torch.nonzero(counts).flatten()
 
 
 def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -> tuple[ClientWeights, Geometry]:

@@ -209,8 +209,9 @@ def trusted_reference(gram: Tensor, prior_weights: Tensor, *, reference: int) ->
 
     Args:
         gram: (n, n) float64 inner products of the updates themselves: angles count.
-        prior_weights: (n,) float64, >= 0.
-        reference: row of the trusted update among the rows of `gram`.
+        prior_weights: (n,) float64, >= 0; the trusted update's own does not count.
+        reference: row of the trusted update among the rows of `gram`; through `aggregate` its place among all updates,
+            whatever their weights.
 
     Raises:
         UpdateError: `reference` is no row.
