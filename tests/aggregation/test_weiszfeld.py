@@ -296,3 +296,65 @@ def test_the_mean_is_moved_without_bound() -> None:
         updates[0] = size
         assert float(torch.linalg.vector_norm(updates.mean(0))) > size / 10
         assert float(torch.linalg.vector_norm(aggregate(updates).value)) < 10
+
+
+lines = st.integers(1, 7).flatmap(
+    lambda half: st.tuples(
+        st.lists(st.floats(-2, 2, width=32), min_size=2 * half, max_size=2 * half),
+        st.integers(0, 2 * half),
+        st.sampled_from([1.0, 30.0, 1e3, 1e5, 1e8]),
+        st.sampled_from([(1.0,), (1.0, -1.0), (0.5, 0.25, -2.0)]),
+    )
+)
+
+
+@given(lines, st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_on_a_line_the_middle_of_the_inner_two_is_the_answer_in_every_order(
+    drawn: tuple[list[float], int, float, tuple[float, ...]], random: object
+) -> None:
+    """Two clusters far from each other, of equal or other numbers: nothing there but the order tells the updates."""
+    values, moved, far, direction = drawn
+    places = torch.tensor(values).double()
+    places[:moved] += far
+    updates = places[:, None] * torch.tensor(direction, dtype=torch.float64)
+    prior = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
+    ordered = places.sort().values
+    inner = ordered[len(values) // 2 - 1 : len(values) // 2 + 1]
+    expected = inner.mean() * torch.tensor(direction, dtype=torch.float64)
+    order = list(range(len(values)))
+    for _ in range(3):
+        result = aggregate(updates[order])
+        torch.testing.assert_close(result.value, expected, atol=1e-12 * far, rtol=1e-12)
+        assert float(result.weights.min()) >= 0
+        assert float(result.weights.sum()) == pytest.approx(1, abs=1e-15)
+        reached = float(objective(updates, result.weights @ updates[order], prior))
+        assert reached == pytest.approx(result.objective, rel=1e-12, abs=1e-300)
+        assert reached <= float(objective(updates, expected, prior)) * (1 + result.gap)
+        random.shuffle(order)  # type: ignore[attr-defined]
+
+
+def test_unequal_weights_on_a_line_take_the_weighted_median() -> None:
+    line = torch.tensor([[5.0], [0.0], [1.0], [3.0], [1003.0]])
+    assert aggregate(line, prior_weights=[1, 2, 3, 1, 5]).value.tolist() == [4.0]
+    assert aggregate(line, prior_weights=[0.1, 0.2, 0.4, 0.1, 0.6]).value.tolist() == [4.0]
+    assert aggregate(line, prior_weights=[1, 2, 4, 1, 5]).value.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("aside", [1e-9, 1e-8, 1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("far", [1.0, 1e3, 1e5])
+def test_near_a_line_the_weights_are_those_of_a_mean_and_the_objective_is_that_of_the_value(
+    aside: float, far: float
+) -> None:
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        count = 2 * int(torch.randint(1, 8, (1,), generator=generator))
+        places = torch.randn(count, 1, generator=generator, dtype=torch.float64)
+        places[: count // 2] += far
+        direction = torch.nn.functional.normalize(torch.randn(1, 4, generator=generator, dtype=torch.float64))
+        updates = places * direction + aside * far * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+        result = aggregate(updates)
+        assert float(result.weights.min()) >= -0.02
+        assert float(result.weights.sum()) == pytest.approx(1, abs=1e-13)
+        reached = float(objective(updates, result.value, torch.full((count,), 1 / count, dtype=torch.float64)))
+        assert reached == pytest.approx(result.objective, rel=1e-9)

@@ -4,6 +4,8 @@ Algorithm 2 of the paper aggregates by the geometric median. Every iterate is a 
 the updates, so the solver carries the coefficients c and reads inner products alone: O(n^2) a Weiszfeld step and
 O(n^3) a Newton step, whatever the model's size.
 
+Updates on one line are put in order instead. For all others:
+
 1. Start at the medoid, the best data point. If it is optimal (Vardi and Zhang, 2000: the pull of the others does not
    exceed its own weight), it is the answer, exactly. Else their step leaves it and descends, so that no later iterate
    meets a data point and no distance needs an epsilon.
@@ -37,6 +39,8 @@ from fedeat.geometry.distances import (
 
 _ROUNDING = 2.0**-52
 _TIE = 1e-13
+_OUTSIDE = 0.01
+"""How far below zero a coefficient may fall on the way."""
 _NEAR = 1 + 1e-9
 """An objective that much above another's may yet be the same one, rounded."""
 
@@ -114,15 +118,18 @@ def geometric_median(
 
 
 def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: int) -> ClientWeights:
+    gram, prior = products.numpy(), weights.numpy()
+    found = _on_a_line(gram, prior)
+    if found is not None and found.gap <= tolerance:
+        return found
     distances = squared_distances(products).numpy()
     start = medoid(products, weights)
-    gram, prior = products.numpy(), weights.numpy()
-    found = _at_data_point(gram, distances, prior, start, tolerance)
-    if isinstance(found, ClientWeights):
-        return found
+    away = _at_data_point(gram, distances, prior, start, tolerance)
+    if isinstance(away, ClientWeights):
+        return away
     tried = {start}
     gram = recentred(products, start).numpy()
-    state = iterate(gram, prior, found)
+    state = iterate(gram, prior, away)
     iterations = 0
     while iterations < max_iterations and state.slope > 1e-12:
         nearest = int(np.argmin(state.radii / prior))
@@ -130,13 +137,14 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
             # Rounding may have hidden that another data point is the best one; steps towards it would never end.
             tried.add(nearest)
             point = _at_data_point(gram, distances, prior, nearest, tolerance)
-            if isinstance(point, ClientWeights) and point.gap <= _TIE:
+            if isinstance(point, ClientWeights) and point.converged:
                 return replace(point, iterations=iterations)
         noise = 4 * _ROUNDING * float(prior @ np.minimum(state.radii, 2 * lower_median(state.radii)))
         candidates = []
         newton = newton_direction(gram, state)
         if newton is not None:
-            candidates = [iterate(gram, prior, state.coefficients + newton * _stride(gram, prior, state, newton))]
+            moved = iterate(gram, prior, state.coefficients + newton * _stride(gram, prior, state, newton))
+            candidates = [_convex(gram, prior, moved)]
         changes = [_change(gram, prior, state, other) for other in candidates]
         if not candidates or changes[0] > noise or candidates[0].slope > state.slope / 2:
             candidates.append(iterate(gram, prior, state.coefficients + state.step))
@@ -154,8 +162,49 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
             break
     gap, majority_gap = _certified_gap(gram, prior, state)
     objective = float(prior @ state.radii)
-    weights = torch.from_numpy(state.coefficients)
-    return ClientWeights(weights, iterations, objective, gap, majority_gap, gap <= tolerance)
+    weights = state.coefficients.copy()
+    weights[start] += 1 - weights.sum()  # the products are about that update, so that this moves nothing
+    return ClientWeights(torch.from_numpy(weights), iterations, objective, gap, majority_gap, gap <= tolerance)
+
+
+def _on_a_line(gram: Matrix, prior: Vector) -> ClientWeights | None:
+    """The median of updates on one line, None where they are on none or are all the same.
+
+    On a line Newton's system is nothing but rounding, and the order of the updates says it all. Where half of the
+    weight lies on either side, everything between two updates is optimal: their middle alone depends on nothing but the
+    updates themselves.
+    """
+    unseen = RESOLUTION * (gram.diagonal() + gram.diagonal().min())
+    places = _places(gram, unseen)
+    if places is None:
+        return None
+    order = np.argsort(places, kind="stable")
+    mass = np.cumsum(prior[order]) / prior.sum() - 0.5
+    slack = len(prior) * _ROUNDING
+    low, high = (int(order[int(np.argmax(mass >= least))]) for least in (-slack, slack))
+    weights = np.zeros_like(prior)
+    weights[low] = 0.5
+    weights[low if places[low] == places[high] else high] += 0.5
+    radii = np.abs(places - weights @ places)
+    objective = float(prior @ radii)
+    aside = np.sqrt(2 * unseen)
+    aside += max(aside[low], aside[high])
+    aside[weights == 1] = 0.0
+    excess = _beside(prior, radii, aside**2)
+    paid = _paid_by_half(prior, radii) or objective
+    gap, majority_gap = (excess / part + 8 * _ROUNDING + slack for part in (objective, paid))
+    return ClientWeights(torch.from_numpy(weights), 0, objective, gap, majority_gap)
+
+
+def _places(gram: Matrix, unseen: Vector) -> Vector | None:
+    """Where along a line the updates lie, None where their squared distances from it are more than `unseen`."""
+    about = recentred(torch.from_numpy(gram), int(np.argmin(gram.diagonal()))).numpy()
+    squares = about.diagonal()
+    farthest = int(np.argmax(squares))
+    if not squares[farthest] > unseen[farthest]:
+        return None
+    places: Vector = about[:, farthest] / math.sqrt(squares[farthest])
+    return places if (squares - places**2 <= unseen).all() else None
 
 
 def _at_data_point(
@@ -174,8 +223,7 @@ def _at_data_point(
     if pull <= mass * (1 + _TIE):
         weights[point] = 1.0
         if pull >= mass * (1 - _TIE):
-            # All updates on one line and half of the weight on either side: everything between two updates is
-            # optimal. The middle alone depends on nothing but the updates themselves.
+            # Nearly on one line and half of the weight on either side: everything between two updates is as good.
             ties = (np.sqrt(distances) @ prior <= objective * (1 + _TIE)) & (radii > 1e-6 * objective)
             if ties.any():
                 other = int(np.argmax(np.where(ties, column, -1.0)))
@@ -184,12 +232,12 @@ def _at_data_point(
         # told from this one may yet be some way off.
         gap = max(0.0, 1 - mass / pull) if pull > 0 else 0.0
         norms = np.maximum(gram.diagonal(), 0.0)
-        others = same.copy()
-        others[point] = False
-        unseen = float((prior * np.sqrt(RESOLUTION * (norms + norms[point])))[others].sum())
+        unseen = RESOLUTION * (norms + norms[point])
+        unseen[point] = 0.0
+        excess = _beside(prior, radii, unseen)
         if objective > 0:
-            gap += unseen / objective + 8 * _ROUNDING
-        elif unseen > 0:
+            gap += excess / objective + 8 * _ROUNDING
+        elif excess > 0:
             gap = math.inf
         return ClientWeights(torch.from_numpy(weights), 0, objective, gap, gap, gap <= tolerance)
     share = mass / pull
@@ -209,6 +257,23 @@ def iterate(gram: Matrix, prior: Vector, coefficients: Vector) -> State:
     step = pulls / total - coefficients
     slope = total * math.sqrt(max(0.0, float(step @ (gram @ step))))
     return State(coefficients, products, square, radii, pulls, step, slope)
+
+
+def _beside(prior: Vector, radii: Vector, squares: Vector) -> float:
+    """What it may add to the objective that updates lie beside where they seem to, by up to the roots of `squares`."""
+    aside = np.minimum(np.sqrt(squares), squares / (2 * np.maximum(radii, np.finfo(np.float64).tiny)))
+    return float(prior @ aside)
+
+
+def _convex(gram: Matrix, prior: Vector, state: State) -> State:
+    """The state, or Weiszfeld's step from it where coefficients are negative: the step's are not.
+
+    Near a line many coefficients stand for one point, and Newton's may grow until their rounding moves it. The step is
+    never worse than where it began.
+    """
+    if state.coefficients.min() >= -_OUTSIDE:
+        return state
+    return iterate(gram, prior, state.pulls / state.pulls.sum())
 
 
 def newton_direction(gram: Matrix, state: State) -> Vector | None:
@@ -289,9 +354,15 @@ def _certified_gap(gram: Matrix, prior: Vector, state: State) -> tuple[float, fl
     margin = 2 * np.cumsum(prior[order]) - 1
     slope = state.slope + 4 * _ROUNDING
     bounds = np.where(margin > 1e-12, 2 * slope * paid / (margin + slope), np.inf)
-    nearest = float(paid[int(np.argmax(margin > 1e-12))])
+    nearest = _paid_by_half(prior, state.radii)
     least = min(*gaps, float(bounds.min()))
     return least / objective + 8 * _ROUNDING, least / nearest + 8 * _ROUNDING
+
+
+def _paid_by_half(prior: Vector, radii: Vector) -> float:
+    """What the nearest clients of more than half the weight add to the objective."""
+    order = np.argsort(radii)
+    return float((prior * radii)[order][: int(np.argmax(2 * np.cumsum(prior[order]) - 1 > 1e-12)) + 1].sum())
 
 
 def _dual_gap(gram: Matrix, prior: Vector, state: State, move: Vector) -> float:
