@@ -327,3 +327,12 @@ def test_a_trusted_update_behind_steps_takes_no_client_of_weight_zero() -> None:
     assert aggregate(draw(4, 5), rule=rule).weights[0] == 0
     with pytest.raises(UpdateError, match="leave them out of the updates"):
         aggregate(draw(4, 5), rule=rule, prior_weights=[0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("weights", [torch.tensor(0.25).expand(4), torch.full((4,), 0.25), torch.tensor([0, 0, 1, 0])])
+def test_a_rule_may_return_weights_of_any_dtype_and_stride(weights: Tensor) -> None:
+    updates = draw(4, 200_000)
+    result = aggregate(updates, rule=functools.partial(constant, weights=weights))
+    assert result.weights.dtype == torch.float64
+    torch.testing.assert_close(result.weights, weights.double())
+    torch.testing.assert_close(result.value, (weights.double() @ updates.double()).float())

@@ -221,7 +221,7 @@ def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
     if function is trusted_reference and "reference" in options:
         trusted = bounded("reference", options["reference"], 0, len(prior) - 1, len(prior))
         counts[trusted] = True
-        rule = functools.partial(cast(Rule, rule), reference=int(counts[:trusted].sum()))
+        rule = functools.partial(cast(Any, rule), reference=int(counts[:trusted].sum()))
     return rule, torch.nonzero(counts).flatten()
 
 
@@ -241,10 +241,10 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
             else:
                 larger = 1 + _SAFETY * excess / decided.gap if decided.gap > 0 else 1.0
                 decided = replace(decided, gap=decided.gap * larger, majority_gap=decided.majority_gap * larger)
-    weights = decided.weights
+    weights = decided.weights.detach().to("cpu", torch.float64).contiguous()
     if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
         raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
-    return replace(decided, objective=decided.objective / found.scale), found
+    return replace(decided, weights=weights, objective=decided.objective / found.scale), found
 
 
 def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> float:

@@ -162,9 +162,9 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
             break
     gap, majority_gap = _certified_gap(gram, prior, state)
     objective = float(prior @ state.radii)
-    weights = state.coefficients.copy()
-    weights[start] += 1 - weights.sum()  # the products are about that update, so that this moves nothing
-    return ClientWeights(torch.from_numpy(weights), iterations, objective, gap, majority_gap, gap <= tolerance)
+    coefficients = state.coefficients.copy()
+    coefficients[start] += 1 - coefficients.sum()  # the products are about that update, so that this moves nothing
+    return ClientWeights(torch.from_numpy(coefficients), iterations, objective, gap, majority_gap, gap <= tolerance)
 
 
 def _on_a_line(gram: Matrix, prior: Vector) -> ClientWeights | None:

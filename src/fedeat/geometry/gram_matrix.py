@@ -134,8 +134,13 @@ def combine(
         centre: client to sum differences to; only where the weights sum to one. Keeps the digits that a large
             common part would drown.
         double: whether to sum in float64.
+
+    Raises:
+        UpdateError: there are not as many weights as updates.
     """
     source = open_updates(updates)
+    if weights.shape != (len(source.labels),):
+        raise UpdateError(f"weights must be {len(source.labels)}, one an update, got shape {tuple(weights.shape)}")
     chosen = torch.nonzero(weights).flatten().tolist()
     layout = source.layout
     if len(chosen) == 1 and float(weights[chosen[0]]) == 1.0:

@@ -116,9 +116,10 @@ def combine(rows: Stretches, weights: Tensor, out: Sequence[Tensor]) -> None:
         weights: (n,) float32.
         out: a vector for each stretch, float32 without gaps, written to.
     """
+    factors = weights.contiguous()
 
     def write(share: Stretches) -> None:
-        _products.combine(share.addresses, share.lengths, weights.data_ptr())
+        _products.combine(share.addresses, share.lengths, factors.data_ptr())
 
     _side_by_side(write, _aimed(rows, out).shares())
 
@@ -132,9 +133,10 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
         out: a vector for each stretch, float32 without gaps, written to.
         squares: (n,) float64, added to.
     """
+    factors = weights.contiguous()
 
     def add(share: Stretches, found: Tensor) -> None:
-        _products.distances(share.addresses, share.lengths, weights.data_ptr(), _CHUNK, found.data_ptr())
+        _products.distances(share.addresses, share.lengths, factors.data_ptr(), _CHUNK, found.data_ptr())
 
     _into(squares, add, _aimed(rows, out).shares())
 

@@ -268,13 +268,15 @@ class AdapterSource:
 
     @cached_property
     def _addresses(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        if self.device.type == "cpu":
-            for name, spec in self.layout.items():
-                tensors = [adapter[name] for adapter in self.adapters]
-                if spec.dtype == torch.float32 and all(tensor.is_contiguous() for tensor in tensors):
-                    found[name] = [tensor.data_ptr() for tensor in tensors]
-        return found
+        return {name: [tensor.data_ptr() for tensor in tensors] for name, tensors in self._lying.items()}
+
+    @cached_property
+    def _lying(self) -> dict[str, list[Tensor]]:
+        """The tensors that can be read where they lie, held for as long as their addresses are known."""
+        if self.device.type != "cpu":
+            return {}
+        kept = {name: _kept(self.adapters, name, spec) for name, spec in self.layout.items()}
+        return {name: tensors for name, tensors in kept.items() if tensors is not None}
 
     def one(self, client: int, name: str) -> Tensor:
         return self.adapters[client][name].detach()
@@ -325,6 +327,23 @@ def _adapters(adapters: Sequence[Adapter], *, plain: bool, any_rank: bool) -> Up
     blame(faults, _names(len(adapters)))
     expected = agree(layouts, _names(len(layouts)), any_rank=any_rank)
     return AdapterSource(adapters, expected, _names(len(adapters)), plain)
+
+
+def _kept(adapters: Sequence[Adapter], name: str, spec: Spec) -> list[Tensor] | None:
+    """All clients' tensor of this name, if each is float32 without gaps and its mapping's own.
+
+    None where a mapping makes it when asked. Such a tensor is gone with its last reference, and to hold them all would
+    be a copy of the updates: they are read name by name.
+    """
+    tensors = []
+    for adapter in adapters:
+        tensor = adapter[name]
+        if tensor.dtype != torch.float32 or tensor.shape != spec.shape or not tensor.is_contiguous():
+            return None
+        if adapter[name].data_ptr() != tensor.data_ptr():
+            return None
+        tensors.append(tensor)
+    return tensors
 
 
 def _shared_layout(adapters: Sequence[Adapter]) -> Layout | None:
