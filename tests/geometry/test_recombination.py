@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedeat.aggregation import aggregate, mean
+from fedeat.aggregation import ClientWeights, aggregate, mean
 from fedeat.errors import UpdateError
 
 A, B, HEAD = "base.layers.0.q.lora_A.weight", "base.layers.0.q.lora_B.weight", "score.weight"
@@ -113,3 +114,68 @@ def test_a_client_whose_own_factors_do_not_fit_is_named() -> None:
     updates[1][B] = torch.ones(7, 2, dtype=torch.float64)
     with pytest.raises(UpdateError, match="client 1"):
         aggregate(updates, space="product", combine="stacked")
+
+
+def shortened(gram: Tensor, prior_weights: Tensor, *, total: float) -> ClientWeights:
+    """The mean, shortened towards the reference."""
+    return ClientWeights(total * prior_weights)
+
+
+@pytest.mark.parametrize("total", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("combine", ["factors", "stacked", "recompressed"])
+def test_of_whole_adapters_the_reference_takes_what_the_weights_lack_to_one(total: float, combine: Any) -> None:
+    """As differences to the reference would have it: nobody believed leaves the global adapter as it was."""
+    reference = adapter(99)
+    wholes = [{name: reference[name] + 0.1 * tensor for name, tensor in adapter(seed).items()} for seed in range(4)]
+    rule = functools.partial(shortened, total=total)
+    options: Any = {"space": "product", "rule": rule, "reference": reference, "scaling": 2.0}
+    result = aggregate(wholes, whole=True, combine=combine, **options).value
+    if total == 0:
+        torch.testing.assert_close(product(result), (1.0 if combine == "factors" else 2.0) * product(reference))
+    torch.testing.assert_close(result[HEAD], total * sum(w[HEAD] for w in wholes) / 4 + (1 - total) * reference[HEAD])
+    if combine == "factors":
+        differences = [{name: whole[name] - reference[name] for name in whole} for whole in wholes]
+        moved = aggregate(differences, **options).value
+        for name in result:
+            torch.testing.assert_close(result[name], reference[name] + moved[name])
+
+
+def test_a_reference_of_another_scaling_keeps_its_product_among_summed_factors() -> None:
+    reference, updates = adapter(99), [adapter(seed) for seed in range(3)]
+    rule = functools.partial(shortened, total=0.0)
+    result = aggregate(
+        updates, space="product", rule=rule, reference=reference, scaling=2.0, reference_scaling=0.5, whole=True
+    )
+    torch.testing.assert_close(2.0 * product(result.value), 0.5 * product(reference))
+
+
+def test_a_reference_of_another_rank_joins_no_summed_factors() -> None:
+    updates = [adapter(seed) for seed in range(3)]
+    options: Any = {"space": "product", "reference": adapter(99, rank=5), "whole": True}
+    aggregate(updates, rule=mean, **options)
+    with pytest.raises(UpdateError, match=r"weights sum to 0\.5, and the reference"):
+        aggregate(updates, rule=functools.partial(shortened, total=0.5), **options)
+
+
+def test_factors_of_different_scalings_are_not_summed() -> None:
+    updates = [adapter(seed) for seed in range(3)]
+    with pytest.raises(UpdateError, match=r"scalings 1.0, 4.0.*combine='stacked'"):
+        aggregate(updates, space="product", scaling=[1.0, 4.0, 1.0])
+    alike = aggregate(updates, space="product", scaling=[2.0, 2.0, 2.0]).value
+    torch.testing.assert_close(alike, aggregate(updates, space="product", scaling=2.0).value)
+    left_out = aggregate(updates, space="product", scaling=[2.0, 4.0, 2.0], prior_weights=[1, 0, 1])
+    assert left_out.weights[1] == 0
+
+
+def test_a_reference_beside_clients_of_different_scalings_must_tell_its_own() -> None:
+    updates = [adapter(seed) for seed in range(4)]
+    options: Any = {"space": "product", "reference": adapter(99), "whole": True, "combine": "stacked"}
+    scaling = [4.0, 1.0, 1.0, 2.0]
+    with pytest.raises(UpdateError, match=r"scalings 1.0, 2.0, 4.0: pass .* reference_scaling"):
+        aggregate(updates, scaling=scaling, **options)
+    found = aggregate(updates, scaling=scaling, reference_scaling=1.0, **options)
+    turned = aggregate(updates[::-1], scaling=scaling[::-1], reference_scaling=1.0, **options)
+    torch.testing.assert_close(turned.weights.flip(0), found.weights)
+    torch.testing.assert_close(product(turned.value), product(found.value))
+    with pytest.raises(UpdateError, match="reference's scaling must be finite"):
+        aggregate(updates, scaling=scaling, reference_scaling=float("nan"), **options)

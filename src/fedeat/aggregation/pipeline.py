@@ -30,7 +30,7 @@ from fedeat.errors import UpdateError
 from fedeat.geometry import Geometry
 from fedeat.geometry.layout import FACTOR, UpdateSource
 from fedeat.geometry.product_space import Lora, product_gram
-from fedeat.geometry.recombination import recombine
+from fedeat.geometry.recombination import recombine, sum_factors
 from fedeat.geometry.sources import Updates, blocks, open_updates
 from fedeat.updates import Adapter
 
@@ -134,10 +134,11 @@ def aggregate(
             LoRA pairs (tensors named `*.lora_A.weight` (r, k) and `*.lora_B.weight` (d, r)), all else as it is.
         reference: product space only: the round's global adapter; None for zero.
         scaling: product space only: LoRA's alpha / r, one number or one a client.
-        reference_scaling: product space only: that of the reference; by default the clients', where it is one number.
+        reference_scaling: product space only: that of the reference; by default the clients', where they share one.
         whole: product space only: whether updates are whole adapters, which may differ in rank; by default they are
             where there is no reference, else differences to it.
-        combine: product space only: "factors" sums factors by the weights, which is of the kind of an update;
+        combine: product space only: "factors" sums factors by the weights, which is of the kind and the scaling of an
+            update; of whole adapters, the reference takes what the weights lack to one;
             "stacked" gives the exact weighted sum of products as a whole adapter whose rank is the sum of ranks;
             "recompressed" the whole adapter of rank `rank` nearest to that. The last two have scaling one: load them
             with `lora_alpha` equal to the rank.
@@ -172,8 +173,8 @@ def aggregate(
         lora = None
         if space == "product":
             scales = _scales(scaling, len(prior), kept)
-            shared = reference_scaling if reference_scaling is not None else scales[0]
-            lora = Lora(reference, shared, scales, reference is None if whole is None else whole)
+            whole = reference is None if whole is None else whole
+            lora = Lora(reference, _shared(scales, reference_scaling, reference, combine, whole=whole), scales, whole)
         if combine == "recompressed" and rank is None:
             rank = max(_ranks(source))
         decisions, values, discarded, passes = [], [], [], 0
@@ -189,8 +190,10 @@ def aggregate(
                 centre, readings = found.centre, found.passes
             if point is not None:
                 values.append(point)
-            elif lora is None or combine == "factors":
+            elif lora is None:
                 values.append(geometry.combine(part, decided.weights, centre=centre))
+            elif combine == "factors":
+                values.append(sum_factors(part, decided.weights, lora))
             else:
                 value, lost = recombine(part, decided.weights, lora, rank=rank if combine == "recompressed" else None)
                 values.append(value)
@@ -349,6 +352,25 @@ def _scales(scaling: float | Sequence[float], count: int, kept: Tensor) -> list[
     if len(scales) != count or not all(0 < abs(scale) < math.inf for scale in scales):
         raise UpdateError(f"scaling must be finite and not zero, one number or {count}, got {scaling!r}")
     return [scales[client] for client in kept.tolist()]
+
+
+def _shared(
+    scales: Sequence[float], given: float | None, reference: Adapter | None, combine: Combination, *, whole: bool
+) -> float:
+    """The scaling of the reference, by default the clients' own.
+
+    Raises:
+        UpdateError: clients have different ones, and the reference's or that of the result would be any of theirs.
+    """
+    found = ", ".join(map(str, sorted(set(scales))))
+    if len(set(scales)) > 1 and combine == "factors":
+        raise UpdateError(
+            f"clients have the scalings {found}, and no one scaling gives a sum of their factors its meaning: choose "
+            f"combine='stacked' or 'recompressed'"
+        )
+    if len(set(scales)) > 1 and given is None and reference is not None and whole:
+        raise UpdateError(f"clients have the scalings {found}: pass the reference's own as reference_scaling")
+    return scales[0] if given is None else given
 
 
 def _prior(prior_weights: Tensor | Sequence[float] | None, count: int) -> Tensor:

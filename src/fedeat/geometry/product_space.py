@@ -200,5 +200,5 @@ def _check(source: UpdateSource, found: Sequence[Pair], lora: Lora) -> None:
             raise UpdateError(f"the reference's tensor {name!r} has shape {got}, the updates' {spec.shape}")
         if not bool(torch.isfinite(lora.reference[name]).all()):
             raise UpdateError(f"the reference's tensor {name!r} holds a NaN or an infinity")
-    if not lora.whole and not 0 < abs(lora.reference_scaling) < float("inf"):
+    if not 0 < abs(lora.reference_scaling) < float("inf"):
         raise UpdateError(f"the reference's scaling must be finite and not zero, got {lora.reference_scaling!r}")

@@ -1,9 +1,9 @@
-"""Weighted sums of LoRA products as one adapter: exactly, by stacking factors, or at a chosen rank.
+"""Weighted sums of LoRA products as one adapter: by summing factors, exactly by stacking them, or at a chosen rank.
 
 Summing factors, `(sum w_i B_i)(sum w_i A_i)`, is not the sum of products. The exact sum
 `sum_i w_i s_i B_i A_i + (1 - sum w_i) s_g B_g A_g` has the factors side by side, and so the sum of the ranks;
 the best adapter of a smaller rank follows from two thin QR factorisations and one small SVD (Eckart and Young, 1936).
-Results are whole adapters of scaling one: load them with `lora_alpha` equal to the rank.
+The last two are whole adapters of scaling one: load them with `lora_alpha` equal to the rank.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
+from fedeat.geometry.gram_matrix import combine
 from fedeat.geometry.layout import UpdateSource
 from fedeat.geometry.product_space import Lora, Pair, as_matrix, pairs
+
+_WHOLE = 1e-12
+"""How far weights may sum from one by rounding."""
 
 
 def recombine(
@@ -55,6 +59,35 @@ def recombine(
     return ordered, lost / total if total > 0 else 0.0
 
 
+def sum_factors(source: UpdateSource, weights: Tensor, lora: Lora) -> Tensor | dict[str, Tensor]:
+    """The weighted sum of the clients' factors, of the kind of their updates and of their scaling.
+
+    Of whole adapters, weights that sum to less than one leave the rest to the reference, as differences to it would.
+
+    Args:
+        source: n updates of one rank.
+        weights: (n,) float64.
+        lora: how to understand the factors; one scaling for all clients.
+
+    Raises:
+        UpdateError: the reference takes part and has another rank.
+    """
+    value, rest = combine(source, weights), 1 - float(weights.sum())
+    if not lora.whole or lora.reference is None or abs(rest) <= _WHOLE or not isinstance(value, dict):
+        return value
+    relative = {pair.b: lora.reference_scaling / lora.scaling[0] for pair in pairs(source.layout)[0]}
+    for name, tensor in value.items():
+        base = lora.reference[name].detach()
+        if base.shape != tensor.shape:
+            raise UpdateError(
+                f"the weights sum to {1 - rest:.6g}, and the reference, which takes the rest, has {name!r} of shape "
+                f"{tuple(base.shape)} where updates have {tuple(tensor.shape)}: choose combine='stacked' or "
+                f"'recompressed'"
+            )
+        value[name] = (tensor.double() + rest * relative.get(name, 1.0) * base.double()).to(tensor.dtype)
+    return value
+
+
 def _stacked(source: UpdateSource, weights: Tensor, lora: Lora, pair: Pair) -> tuple[Tensor, Tensor]:
     """Factors a (R, k) and b (d, R) in float64 whose product is the exact weighted sum."""
     base = None if lora.reference is None else (as_matrix(lora.reference[pair.a]), as_matrix(lora.reference[pair.b]))
@@ -67,7 +100,7 @@ def _stacked(source: UpdateSource, weights: Tensor, lora: Lora, pair: Pair) -> t
             parts_a.append(a)
             parts_b.append(weight * lora.scaling[client] * b)
     rest = 1 - float(weights.sum())
-    if base is not None and (abs(rest) > 1e-12 or not parts_a):
+    if base is not None and (abs(rest) > _WHOLE or not parts_a):
         parts_a.append(base[0])
         parts_b.append(rest * lora.reference_scaling * base[1])
     if not parts_a:
