@@ -336,3 +336,43 @@ def test_a_rule_may_return_weights_of_any_dtype_and_stride(weights: Tensor) -> N
     assert result.weights.dtype == torch.float64
     torch.testing.assert_close(result.weights, weights.double())
     torch.testing.assert_close(result.value, (weights.double() @ updates.double()).float())
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("drift", [1e-2, 1e-4, 1e-6, 1e-7, 1e-8, 1e-9])
+def test_the_gap_in_product_space_knows_what_cancels_between_whole_adapters(
+    drift: float, dtype: torch.dtype, with_reference: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names, shapes = ("m.0.lora_A.weight", "m.0.lora_B.weight"), ((4, 32), (24, 4))
+
+    def noise() -> dict[str, Tensor]:
+        drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        return dict(zip(names, drawn, strict=True))
+
+    base = noise()
+    for _ in range(5):
+        moved = [noise() for _ in range(7)]
+        wholes = [{name: (base[name] + drift * tensor[name]).to(dtype) for name in names} for tensor in moved]
+        result = aggregate(wholes, space="product", whole=True, reference=base if with_reference else None)
+        factors = [[whole[name].double() for name in names] for whole in wholes]
+        rows = torch.stack([(b @ a - base[names[1]] @ base[names[0]]).flatten() for a, b in factors])
+        exact = aggregate(rows)
+        reached = float(torch.linalg.vector_norm(rows - result.weights @ rows, dim=1).mean())
+        assert reached / exact.objective - 1 <= result.gap
+        assert result.converged == (result.gap <= 1e-9)
+        assert drift < 1e-3 or result.gap < 1e-12
+
+
+def test_a_looser_tolerance_lets_a_wider_gap_count_as_converged() -> None:
+    base, names = draw(2, 60), ("m.0.lora_A.weight", "m.0.lora_B.weight")
+    shapes = ((4, 15), (15, 4))
+    wholes = [
+        {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        for parts in (base + 1e-6 * draw(2, 60, seed) for seed in range(1, 8))
+    ]
+    strict = aggregate(wholes, space="product")
+    loose = aggregate(wholes, space="product", rule=functools.partial(geometric_median, tolerance=1e-2))
+    assert (strict.converged, loose.converged) == (False, True)
+    assert strict.gap > 1e-9

@@ -54,6 +54,27 @@ def test_too_few_steps_are_not_called_converged() -> None:
     assert result.gap > 1e-9
 
 
+def test_smoothing_goes_by_weight_and_not_by_number() -> None:
+    """Three of five clients send the same and have less than half of the weight: their place is not the median."""
+    aside = torch.tensor([[0.5, 0.75**0.5], [0.5, -(0.75**0.5)]], dtype=torch.float64)
+    updates = torch.cat([torch.zeros(3, 2, dtype=torch.float64), aside])
+    for share in (0.1, 0.15, 0.165):
+        prior = torch.tensor([share] * 3 + [(1 - 3 * share) / 2] * 2, dtype=torch.float64)
+        exact = geometric_median(updates @ updates.T, prior)
+        found = smoothed_geometric_median(updates @ updates.T, prior)
+        assert found.converged
+        assert exact.objective == pytest.approx(found.objective, abs=1e-6)
+        torch.testing.assert_close(found.weights @ updates, exact.weights @ updates, atol=1e-3, rtol=0)
+
+
+def test_half_of_the_weight_in_one_place_is_the_median_and_needs_no_step() -> None:
+    updates = torch.tensor([[1.0, 2.0], [1.0, 2.0], [5.0, 0.0], [0.0, 7.0]], dtype=torch.float64)
+    gram = (updates - updates[0]) @ (updates - updates[0]).T
+    found = smoothed_geometric_median(gram, torch.tensor([0.3, 0.3, 0.2, 0.2], dtype=torch.float64))
+    assert (found.iterations, found.gap) == (0, 0.0)
+    assert torch.equal(found.weights @ updates, updates[0])
+
+
 def test_equal_updates_need_no_step() -> None:
     ones = torch.ones(10, 4, dtype=torch.float64)
     assert smoothed_geometric_median(ones @ ones.T, PRIOR).iterations == 0

@@ -25,7 +25,7 @@ from fedeat.aggregation.preaggregation import chained
 from fedeat.aggregation.resilience import AnyRule, shift_invariant, unwrap
 from fedeat.aggregation.rules import Rule, bounded, trusted_reference
 from fedeat.aggregation.sampling import sampled_geometric_median
-from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median
+from fedeat.aggregation.weiszfeld import TOLERANCE, ClientWeights, geometric_median
 from fedeat.errors import UpdateError
 from fedeat.geometry import Geometry
 from fedeat.geometry.layout import FACTOR, UpdateSource
@@ -232,18 +232,19 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
     """What the rule decides on the updates' inner products, and those."""
     if lora is not None:
         found = product_gram(source, lora)
-        decided = rule(found.gram, prior)
     else:
         found = geometry.measure(source, prior, origin=not shift_invariant(rule))
-        decided = rule(found.gram, prior)
-        if unwrap(rule)[0] is geometric_median and found.rounding > 1e-10:
-            excess = _rounding_excess(found, prior, decided)
-            if excess > _EXCESS:
-                found = geometry.refine(source, found, prior)
-                decided = rule(found.gram, prior)
-            else:
-                larger = 1 + _SAFETY * excess / decided.gap if decided.gap > 0 else 1.0
-                decided = replace(decided, gap=decided.gap * larger, majority_gap=decided.majority_gap * larger)
+    decided = rule(found.gram, prior)
+    function, options = unwrap(rule)
+    if function is geometric_median and (lora is not None or found.rounding > 1e-10):
+        excess = _rounding_excess(found, prior, decided)
+        if excess > _EXCESS and lora is None:
+            found = geometry.refine(source, found, prior)
+            decided = rule(found.gram, prior)
+        elif decided.gap > 0:
+            larger = 1 + _SAFETY * excess / decided.gap
+            decided = replace(decided, gap=decided.gap * larger, majority_gap=decided.majority_gap * larger)
+            decided = replace(decided, converged=decided.gap <= options.get("tolerance", TOLERANCE))
     weights = decided.weights.detach().to("cpu", torch.float64).contiguous()
     if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
         raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
@@ -257,14 +258,20 @@ def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> 
     objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
     """
     gram, weights, share = found.gram.numpy(), decided.weights.numpy(), prior.numpy()
-    if np.count_nonzero(weights) == 1:
+    chosen = np.flatnonzero(weights)
+    if len(chosen) == 1 and found.sizes is None:
         return 0.0
     products = gram @ weights
     square = float(weights @ products)
     squares = gram.diagonal() - 2 * products + square
-    error = found.rounding * (gram.diagonal() + square) / np.maximum(squares, 1e-300)
-    radii = np.sqrt(np.maximum(squares, 0.0))
-    return float(share @ (radii * np.minimum(error, 1.0) ** 2)) / float(share @ radii)
+    sizes = gram.diagonal() if found.sizes is None else found.sizes.numpy()
+    noise = found.rounding * (sizes + (square if found.sizes is None else float(np.abs(weights) @ sizes)))
+    error = noise / np.maximum(squares, 1e-300)
+    radii = np.sqrt(np.maximum(squares, noise))
+    if len(chosen) == 1:
+        radii[chosen] = 0.0
+    paid = float(share @ radii)
+    return float(share @ (radii * np.minimum(error, 1.0) ** 2)) / paid if paid > 0 else 0.0
 
 
 def _by_coordinate(

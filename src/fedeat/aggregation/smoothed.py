@@ -30,7 +30,8 @@ def smoothed_geometric_median(
     Args:
         gram: (n, n) float64 inner products of the updates, or of their differences to any common reference.
         prior_weights: (n,) float64, >= 0, not all zero.
-        smoothing: > 0, nu relative to the median distance from the medoid, so that scale does not matter.
+        smoothing: > 0, nu relative to the median distance from the medoid, by prior weight, so that scale does not
+            matter.
         tolerance: > 0, certified relative gap of the smoothed objective at which to stop.
         max_iterations: >= 1.
     """
@@ -39,9 +40,9 @@ def smoothed_geometric_median(
     start = medoid(gram, prior)
     weights = torch.zeros_like(prior)
     weights[start] = 1.0
-    nu = smoothing * float(distances[prior > 0, start].sqrt().median())
+    nu = smoothing * _median(distances[:, start].sqrt(), prior)
     gram = recentred(gram, start)
-    if nu == 0:
+    if nu == 0:  # half of the weight is there, and the rest cannot pull it away
         return ClientWeights(weights, 0, float(distances[:, start].sqrt() @ prior), 0.0, 0.0)
     objective = gap = math.inf
     for iterations in range(max_iterations + 1):
@@ -58,3 +59,10 @@ def smoothed_geometric_median(
             break
         weights = weights + step
     return ClientWeights(weights, iterations, objective, gap, math.nan, gap <= tolerance)
+
+
+def _median(values: Tensor, prior: Tensor) -> float:
+    """The least value that half of the weight does not exceed."""
+    ordered, order = values.sort()
+    below = int((prior[order].cumsum(0) < 0.5 - len(prior) * 2.0**-52).sum())
+    return float(ordered[below])

@@ -37,6 +37,8 @@ from fedeat.geometry.distances import (
     squared_distances,
 )
 
+TOLERANCE = 1e-9
+"""Certified relative gap at which a result counts as converged, unless told otherwise."""
 _ROUNDING = 2.0**-52
 _TIE = 1e-13
 _OUTSIDE = 0.01
@@ -93,7 +95,7 @@ class State:
 
 
 def geometric_median(
-    gram: Tensor, prior_weights: Tensor, *, tolerance: float = 1e-9, max_iterations: int = 100
+    gram: Tensor, prior_weights: Tensor, *, tolerance: float = TOLERANCE, max_iterations: int = 100
 ) -> ClientWeights:
     """Weights of the geometric median of the updates (Alg. 2), with a certificate.
 

@@ -46,6 +46,8 @@ class Geometry:
         scale: power of two that keeps products of very large or very small float64 updates in range.
         rounding: relative error of one product: 2**-24 where they were formed in float32, else 2**-53.
         passes: how often the updates were read, a sample of the coordinates not counted.
+        sizes: (n,) float64, the squared lengths whose rounding the products carry, where they are sums and differences
+            of larger ones; None where they are no larger than `gram`'s own.
     """
 
     gram: Tensor
@@ -53,6 +55,7 @@ class Geometry:
     scale: float
     rounding: float
     passes: int
+    sizes: Tensor | None = None
 
 
 def gram(

@@ -6,7 +6,8 @@ Distances between factors depend on that choice, distances between products do n
 
 With updates `dA_i, dB_i` about the global pair, client i's product moved by `dB_i A_i + B_g dA_i`: two terms of the
 size of the update, so nothing cancels however large the global product is. Clients of another rank or scaling than
-the global adapter send whole adapters; there products are differences of larger ones. All are formed in float64.
+the global adapter send whole adapters; there products are differences of larger ones, and `Geometry.sizes` tells by how
+much. All are formed in float64.
 """
 
 from __future__ import annotations
@@ -90,9 +91,11 @@ def product_gram(source: UpdateSource, lora: Lora) -> Geometry:
     count = len(source.labels)
     found, others = pairs(source.layout)
     _check(source, found, lora)
-    total = torch.zeros(count, count, dtype=torch.float64)
+    total, subtracted = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     for pair in found:
-        total += _pair_gram(source, pair, lora).cpu()
+        products, sizes = _pair_gram(source, pair, lora)
+        total += products.cpu()
+        subtracted += sizes.cpu()
     for name in others:
         base = lora.reference[name].detach().reshape(-1) if lora.whole and lora.reference is not None else None
         for start in range(0, source.layout[name].numel, 65536):
@@ -106,7 +109,7 @@ def product_gram(source: UpdateSource, lora: Lora) -> Geometry:
     if broken:
         names = ", ".join(source.labels[client] for client in broken)
         raise UpdateError(f"products of LoRA factors overflow float64: {names}; leave out, or rescale all updates")
-    return Geometry((total + total.T) / 2, None, 1.0, 2.0**-53, 1)
+    return Geometry((total + total.T) / 2, None, 1.0, 2.0**-53, 1, total.diagonal() + subtracted)
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -114,8 +117,8 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.detach().flatten(1).double()
 
 
-def _pair_gram(source: UpdateSource, pair: Pair, lora: Lora) -> Tensor:
-    """(n, n) inner products of one module's true updates."""
+def _pair_gram(source: UpdateSource, pair: Pair, lora: Lora) -> tuple[Tensor, Tensor]:
+    """(n, n) inner products of one module's true updates, and the (n,) squared lengths lost in their differences."""
     count = len(source.labels)
     factors_a = [source.one(client, pair.a) for client in range(count)]
     factors_b = [source.one(client, pair.b) for client in range(count)]
@@ -133,9 +136,10 @@ def _pair_gram(source: UpdateSource, pair: Pair, lora: Lora) -> Tensor:
             owner.device
         )
         if lora.reference is None:
-            return wholes
-        column = wholes[:count, count]
-        return wholes[:count, :count] - column[:, None] - column[None, :] + wholes[count, count]
+            return wholes, wholes.new_zeros(count)
+        column, norm = wholes[:count, count], wholes[count, count]
+        products = wholes[:count, :count] - column[:, None] - column[None, :] + norm
+        return products, wholes.diagonal()[:count] + norm
     # Rows n * r and on belong to the global pair. With A_i = A_g + dA_i client i's update is dB_i A_i + B_g dA_i.
     rank = len(factors_a[-1])
     own, top = slice(0, count * rank), slice(count * rank, None)
@@ -143,7 +147,8 @@ def _pair_gram(source: UpdateSource, pair: Pair, lora: Lora) -> Tensor:
     a_a = a_da + gram_a[own, top].repeat(1, count) + gram_a[top, top].repeat(count, count)
     mixed = gram_b[own, top].repeat(1, count) * a_da
     both = gram_b[own, own] * a_a + mixed + mixed.T + gram_b[top, top].repeat(count, count) * gram_a[own, own]
-    return _sum_blocks(both, owner[own], count) * lora.scaling[0] ** 2
+    products = _sum_blocks(both, owner[own], count) * lora.scaling[0] ** 2
+    return products, products.new_zeros(count)
 
 
 def _row_products(factors: Sequence[Tensor], *, transpose: bool) -> Tensor:
