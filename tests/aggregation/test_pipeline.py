@@ -376,3 +376,19 @@ def test_a_looser_tolerance_lets_a_wider_gap_count_as_converged() -> None:
     loose = aggregate(wholes, space="product", rule=functools.partial(geometric_median, tolerance=1e-2))
     assert (strict.converged, loose.converged) == (False, True)
     assert strict.gap > 1e-9
+
+
+def test_a_rule_that_is_no_function_or_returns_no_weights_is_refused_in_words() -> None:
+    with pytest.raises(UpdateError, match="got 'krum': pass the function"):
+        aggregate(draw(5, 4), rule="krum")  # type: ignore[call-overload]
+    with pytest.raises(UpdateError, match="must return ClientWeights, got Mixing"):
+        aggregate(draw(5, 4), rule=aggregation.norm_clipping)  # type: ignore[arg-type]
+
+
+def test_of_a_client_of_weight_zero_the_layout_is_looked_at_and_nothing_else() -> None:
+    updates = as_dicts(draw(3, 10))
+    updates[2]["b"] = updates[2]["b"] * math.nan
+    assert bool(torch.isfinite(flat(aggregate(updates, prior_weights=[1, 1, 0]).value)).all())
+    updates[2]["b"] = torch.zeros(5)
+    with pytest.raises(UpdateError, match="client 2"):
+        aggregate(updates, prior_weights=[1, 1, 0])

@@ -40,6 +40,8 @@ from fedeat.aggregation.weiszfeld import geometric_median
         (coordinate_median, {10: 4, 11: 5}),
         (krum, {1: 0, 4: 0, 5: 1, 10: 3, 11: 4}),
         (functools.partial(multi_krum, byzantine=2), {5: 1, 10: 2}),
+        (functools.partial(multi_krum, selected=9), {9: 0, 10: 1, 12: 3, 20: 8}),
+        (functools.partial(multi_krum, selected=5, byzantine=2), {5: 0, 6: 1, 9: 2}),
         (minimum_diameter, {9: 4}),
         (norm_filter, {9: 2}),
         (centred_clipping, {9: 0, 25: 2}),
@@ -80,3 +82,13 @@ def test_rules_said_to_ignore_shifts_do_and_others_do_not(rule: Any) -> None:
     prior = torch.full((9,), 1 / 9, dtype=torch.float64)
     before, after = rule(updates @ updates.T, prior).weights, rule(shifted @ shifted.T, prior).weights
     assert bool((before - after).abs().max() < 1e-6) == shift_invariant(rule)
+
+
+def test_multi_krum_takes_in_no_attacker_while_it_leaves_out_as_many_as_there_are() -> None:
+    updates = torch.randn(9, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for selected in range(3, 10):
+        rule = functools.partial(multi_krum, selected=selected)
+        attackers = tolerates(rule, 9)
+        sent = updates.clone()
+        sent[:attackers] *= 1e6
+        assert rule(sent @ sent.T, torch.full((9,), 1 / 9, dtype=torch.float64)).weights[:attackers].sum() == 0

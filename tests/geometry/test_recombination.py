@@ -179,3 +179,18 @@ def test_a_reference_beside_clients_of_different_scalings_must_tell_its_own() ->
     torch.testing.assert_close(product(turned.value), product(found.value))
     with pytest.raises(UpdateError, match="reference's scaling must be finite"):
         aggregate(updates, scaling=scaling, reference_scaling=float("nan"), **options)
+
+
+def test_a_stacked_adapter_has_one_rank_though_layers_stack_different_clients() -> None:
+    """In layer 0 most clients agree and one is the answer; in layer 1 all of them count."""
+    names = [f"layers.{layer}.q.lora_{side}.weight" for layer in (0, 1) for side in "AB"]
+    updates = []
+    for seed in range(5):
+        first, second = adapter(seed // 4), adapter(seed)
+        updates.append(dict(zip(names, (first[A], first[B], second[A], second[B]), strict=True)))
+    result = aggregate(updates, space="product", combine="stacked", grouping="layer")
+    assert {result.value[name].shape[axis] for name, axis in zip(names, (0, 1, 0, 1), strict=True)} == {15}
+    for a, b in (names[:2], names[2:]):
+        weights = result.groups[a.split(".q")[0]].weights.tolist()
+        expected = sum(w * update[b] @ update[a] for w, update in zip(weights, updates, strict=True))
+        torch.testing.assert_close(result.value[b] @ result.value[a], expected)

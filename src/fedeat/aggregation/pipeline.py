@@ -30,7 +30,7 @@ from fedeat.errors import UpdateError
 from fedeat.geometry import Geometry
 from fedeat.geometry.layout import FACTOR, UpdateSource
 from fedeat.geometry.product_space import Lora, product_gram
-from fedeat.geometry.recombination import recombine, sum_factors
+from fedeat.geometry.recombination import of_one_rank, recombine, sum_factors
 from fedeat.geometry.sources import Updates, blocks, open_updates
 from fedeat.updates import Adapter
 
@@ -139,9 +139,10 @@ def aggregate(
             where there is no reference, else differences to it.
         combine: product space only: "factors" sums factors by the weights, which is of the kind and the scaling of an
             update; of whole adapters, the reference takes what the weights lack to one;
-            "stacked" gives the exact weighted sum of products as a whole adapter whose rank is the sum of ranks;
-            "recompressed" the whole adapter of rank `rank` nearest to that. The last two have scaling one: load them
-            with `lora_alpha` equal to the rank.
+            "stacked" gives the exact weighted sum of products as a whole adapter whose rank is the sum of ranks, of the
+            module with the largest: all others are filled with zeros;
+            "recompressed" the whole adapter of rank `rank` nearest to that. The last two have one rank and scaling one:
+            load them with `lora_alpha` equal to the rank.
         rank: of the recompressed adapter; by default the largest of the updates'.
         sample: geometric median in factor space only: draws the secret coordinates from which weights of large updates
             are found first and then corrected by exact distances (`sampling`). Cheaper with many clients, right to
@@ -155,6 +156,10 @@ def aggregate(
     _one_of("space", space, ("factors", "product"))
     _one_of("grouping", grouping, ("model", "layer"))
     _one_of("combine", combine, ("factors", "stacked", "recompressed"))
+    if not callable(rule):
+        raise UpdateError(
+            f"rule must be a function, such as fedeat.aggregation.krum, got {rule!r}: pass the function, not its name"
+        )
     columns = coordinate_rule(rule)
     if space == "factors" and combine != "factors":
         raise UpdateError(f"combine={combine!r} sums products of LoRA factors: choose space='product'")
@@ -203,6 +208,8 @@ def aggregate(
         merged = (
             values[0] if len(values) == 1 else {k: t for v in values for k, t in cast(dict[str, Tensor], v).items()}
         )
+        if combine == "stacked":
+            merged = of_one_rank(cast(dict[str, Tensor], merged))
     return _result(decisions, merged, kept, len(prior), passes=passes, discarded=max(discarded, default=0.0))
 
 
@@ -245,6 +252,8 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
             larger = 1 + _SAFETY * excess / decided.gap
             decided = replace(decided, gap=decided.gap * larger, majority_gap=decided.majority_gap * larger)
             decided = replace(decided, converged=decided.gap <= options.get("tolerance", TOLERANCE))
+    if not isinstance(decided, ClientWeights):
+        raise UpdateError(f"the rule must return ClientWeights, got {type(decided).__name__}")
     weights = decided.weights.detach().to("cpu", torch.float64).contiguous()
     if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
         raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")

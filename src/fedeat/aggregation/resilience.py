@@ -34,9 +34,10 @@ _SHIFT_INVARIANT_STEPS = (nearest_neighbour_mixing, bucketing)
 def tolerates(rule: AnyRule, clients: int) -> int:
     """How many arbitrary (Byzantine) updates among `clients` the rule withstands, by its theory.
 
-    A rule with a `byzantine` option withstands what it was told to, at most what its theory allows. For a function this
-    package does not know the bound of every rule is returned, ceil(n / 2) - 1. `trusted_reference` alone withstands
-    more: all but the server's own update.
+    A rule with a `byzantine` option withstands what it was told to, at most what its theory allows, and `multi_krum` no
+    more than it leaves out. Of a function this package does not know it knows nothing: it returns ceil(n / 2) - 1, the
+    bound of every rule, which the function may be far from. `trusted_reference` alone withstands more: all but the
+    server's own update.
 
     Args:
         rule: a rule, or a `functools.partial` of one.
@@ -50,6 +51,8 @@ def tolerates(rule: AnyRule, clients: int) -> int:
         most = 0
     elif inner in (krum, multi_krum):
         most = max(0, (clients - 3) // 2)
+        if options.get("selected") is not None:
+            most = max(0, min(most, clients - int(options["selected"])))
     elif inner is centred_clipping:
         most = clients // 10
     elif inner is norm_filter:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fedeat.errors import UpdateError
 from fedeat.geometry.gram_matrix import combine
-from fedeat.geometry.layout import UpdateSource
+from fedeat.geometry.layout import FACTOR, UpdateSource
 from fedeat.geometry.product_space import Lora, Pair, as_matrix, pairs
+from fedeat.updates import Adapter
 
 _WHOLE = 1e-12
 """How far weights may sum from one by rounding."""
@@ -85,6 +86,23 @@ def sum_factors(source: UpdateSource, weights: Tensor, lora: Lora) -> Tensor | d
                 f"'recompressed'"
             )
         value[name] = (tensor.double() + rest * relative.get(name, 1.0) * base.double()).to(tensor.dtype)
+    return value
+
+
+def of_one_rank(adapter: Adapter) -> dict[str, Tensor]:
+    """The same adapter with factors filled up by zeros to the largest rank, so that it loads as one of that rank.
+
+    Groups of modules may stack different numbers of clients, and clients' modules may differ in rank.
+    """
+    matches = {name: FACTOR.match(name) for name in adapter}
+    axes = {name: 0 if match["side"] == "A" else 1 for name, match in matches.items() if match is not None}
+    rank = max((adapter[name].shape[axis] for name, axis in axes.items()), default=0)
+    value = dict(adapter)
+    for name, axis in axes.items():
+        shape = list(value[name].shape)
+        shape[axis] = rank - shape[axis]
+        if shape[axis] > 0:
+            value[name] = torch.cat([value[name], value[name].new_zeros(shape)], axis)
     return value
 
 
