@@ -231,6 +231,20 @@ def test_evaluation_reads_any_adapter_of_peft_and_several_files(
     assert len(without["predictions"]["sst2"]["benign"]["labels"]) == 12
 
 
+def test_texts_that_an_evaluation_cuts_are_warned_of_and_flagged(
+    fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path]
+) -> None:
+    given = ("evaluate", "--model", language_model, "--template", "plain", "--data", sentiment_files["pairs"])
+    code, out, err = fedeat(*given, "--max-length", 24)
+    assert code == 0, err
+    assert "warning: sst2: 10 of 10 evaluation texts do not fit into 24 tokens and are cut; 5 of 5 pairs are" in err
+    assert "identical pairs: 5 of 5 are the same tokens on both sides" in out
+    code, out, err = fedeat(*given)
+    assert code == 0
+    assert "tokens" not in err
+    assert "identical" not in out
+
+
 def test_what_evaluation_cannot_do_is_told(
     fedeat: Fedeat, language_model: Path, sentiment_files: dict[str, Path], tmp_path: Path, make_config: MakeConfig
 ) -> None:

@@ -125,6 +125,27 @@ def test_model_no_better_than_the_most_common_label_is_flagged() -> None:
     assert flags == ["no better than guessing: accuracy 25 %, always the most common label 50 %"]
 
 
+def test_pairs_that_are_the_same_to_the_model_are_flagged_above_5_percent() -> None:
+    def row(same: int) -> dict[str, Any]:
+        pairs = varied(40, 60)
+        marked: list[JudgedPair] = [{**entry, "same": True} for entry in pairs[40 : 40 + same]]
+        found = predictions([*pairs[:40], *marked, *pairs[40 + same :]])
+        return task_row("sst2", {**found, "cut": 2 * same}, seed=0)
+
+    assert (row(5)["same"], row(5)["cut"], row(5)["flags"]) == (5, 10, [])
+    assert row(6)["flags"] == ["identical pairs: 6 of 100 are the same tokens on both sides"]
+    assert row(6)["asr"] == 0.4  # they stay in the denominator: what was measured is shown, and flagged
+    assert rank([row(6), row(5)]) == [row(5)]
+    assert (average([row(5), row(6)])["cut"], average([row(5), row(6)])["same"]) == (22, 11)
+
+
+def test_older_predictions_do_not_say_what_was_cut() -> None:
+    row = task_row("sst2", predictions(varied(12, 30)), seed=0)
+    assert (row["cut"], row["same"], row["flags"]) == (None, None, [])
+    kept = {name: value for name, value in row.items() if name not in ("cut", "same")}
+    assert average([kept])["cut"] is None
+
+
 def test_lower_asr_wins_between_sound_rows() -> None:
     strong, weak = (task_row("sst2", predictions(varied(n, 100 - n)), seed=0) for n in (10, 40))
     assert is_win(strong, weak)

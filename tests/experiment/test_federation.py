@@ -269,6 +269,29 @@ def test_answers_that_lose_their_ends_are_told_and_counted(
     assert sum(share["cut_answers"] for share in shares.values()) == 24
 
 
+def test_what_evaluation_would_lose_is_told_before_any_training(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="fedeat"):
+        experiment.prepare(load(make_config(data={"max_length": 24})))
+    (told,) = [record for record in caplog.records if "evaluation texts" in record.getMessage()]
+    assert told.levelno == logging.WARNING
+    assert told.getMessage().startswith(
+        "sst2: 22 of 22 evaluation texts do not fit into 24 tokens and are cut; 5 of 5 pairs are the same tokens on "
+        "both sides"
+    )
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fedeat"):
+        experiment.prepare(load(make_config()))
+    assert "evaluation texts" not in caplog.text
+
+
+def test_answers_that_do_not_fit_are_refused_before_any_training(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match='the answer "negative" of sst2 does not fit into 2 tokens'):
+        experiment.run(load(make_config(data={"max_length": 2})), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_limit_draws_the_same_rows_in_every_run(make_config: MakeConfig, sentiment_files: dict[str, Path]) -> None:
     source = {"path": str(sentiment_files["train"]), "limit": 7}
     first, second = (

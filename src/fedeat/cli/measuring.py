@@ -54,6 +54,8 @@ def evaluate(
     """
     from fedeat import evaluation, experiment, records
     from fedeat.config import Source
+    from fedeat.evaluation.scoring import Scorer
+    from fedeat.experiment import measuring
 
     choice("--scorer", scorer, ("likelihood", "generation"))
     if output is not None:
@@ -62,11 +64,13 @@ def evaluate(
     sets = experiment.evaluation_sets(sources)
     network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
     sets = experiment.answerable(sets, network.heads if network.kind == "sequence-classification" else None)
+    chosen: Scorer = "generation" if scorer == "generation" else "likelihood"
+    measuring.tell_cuts(network, sets, chosen)
     with terminal.stage_bars() as tell:
         rows, predictions = evaluation.evaluate(
             network,
             sets,
-            scorer="generation" if scorer == "generation" else "likelihood",
+            scorer=chosen,
             batch_size=batch_size,
             progress=lambda done, total: tell("evaluate", done, total),
         )

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fedeat.data import Example
-from fedeat.evaluation.robustness import Row, TaskPredictions, average, is_win, rank, task_row
+from fedeat.evaluation.robustness import JudgedPair, Row, TaskPredictions, average, is_win, rank, task_row
 from fedeat.evaluation.scoring import Progress, Scorer, predict
-from fedeat.evaluation.sets import EvaluationSet, Pair, only, read_evaluation, read_pairs
+from fedeat.evaluation.sets import EvaluationSet, Pair, distinct_pairs, only, read_evaluation, read_pairs
+from fedeat.evaluation.shown import are_the_same, as_shown, shown
 from fedeat.evaluation.tasks import TASKS, Item, example
 
 if TYPE_CHECKING:  # a report reads rows without loading a model library
@@ -33,6 +34,7 @@ __all__ = [
     "rank",
     "read_evaluation",
     "read_pairs",
+    "shown",
     "task_row",
 ]
 
@@ -69,38 +71,40 @@ def evaluate(
         ModelError: as `predict`.
     """
     benign = [item for entry in evaluation_sets for item in entry.benign]
-    unique: dict[tuple[Item, Item], Pair] = {}
-    for pair in (pair for entry in evaluation_sets for pair in entry.pairs):
-        unique.setdefault((pair.original, pair.modified), pair)
-    pairs = list(unique.values())
+    pairs = distinct_pairs(evaluation_sets)
     texts = [*benign, *(pair.original for pair in pairs), *(pair.modified for pair in pairs)]
     has_benign = {item.task for item in benign}
     originals = {(pair.task, pair.group): pair.original for pair in pairs if pair.task not in has_benign}
     clean = [*benign, *originals.values()]
     tried = [(item, found) for item in clean if triggered is not None and (found := triggered(item)) is not None]
+    given = as_shown(model, texts, scorer=scorer)
     asked = [*texts, *(item for item, _ in tried), *(item for _, item in tried)]
     examples: list[Example] = [example(item, model.kind) for item in asked]
     answers = predict(model, examples, scorer=scorer, batch_size=batch_size, progress=progress)
     first, second, third = len(benign), len(benign) + len(pairs), len(texts)
     predictions: dict[str, TaskPredictions] = {
-        task: {"benign": {"labels": [], "predictions": []}, "pairs": []}
+        task: {"benign": {"labels": [], "predictions": []}, "pairs": [], "cut": 0}
         for task in TASKS
         if any(item.task == task for item in texts)
     }
+    for item, seen in zip(texts, given, strict=True):
+        predictions[item.task]["cut"] += bool(seen.cut)
     for item, answer in zip(benign, answers[:first], strict=True):
         predictions[item.task]["benign"]["labels"].append(item.label)
         predictions[item.task]["benign"]["predictions"].append(answer)
-    for pair, original, modified in zip(pairs, answers[first:second], answers[second:third], strict=True):
-        predictions[pair.task]["pairs"].append(
-            {
-                "index": pair.index,
-                "group": pair.group,
-                "label": pair.label,
-                "original": original,
-                "modified": modified,
-                "method": pair.method,
-            }
-        )
+    both_sides = zip(given[first:second], given[second:third], strict=True)
+    for pair, original, modified, sides in zip(
+        pairs, answers[first:second], answers[second:third], both_sides, strict=True
+    ):
+        judged: JudgedPair = {
+            "index": pair.index,
+            "group": pair.group,
+            "label": pair.label,
+            "original": original,
+            "modified": modified,
+            "method": pair.method,
+        }
+        predictions[pair.task]["pairs"].append({**judged, "same": True} if are_the_same(*sides) else judged)
     before, after = answers[third : third + len(tried)], answers[third + len(tried) :]
     for (_, item), without, with_ in zip(tried, before, after, strict=True):
         entry = predictions[item.task].setdefault("triggered", {"target": item.label, "clean": [], "predictions": []})

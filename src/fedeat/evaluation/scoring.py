@@ -29,6 +29,8 @@ T = TypeVar("T")
 Scorer = Literal["likelihood", "generation"]
 Progress = Callable[[int, int], None]
 """Called with how many distinct texts are answered and how many there are."""
+NEW_TOKENS = 16
+"""Length of a generated answer."""
 
 # TrustLLM lets a generation restate the question instead of saying yes or no.
 _PHRASES = {
@@ -43,7 +45,7 @@ def predict(
     *,
     scorer: Scorer = "likelihood",
     batch_size: int = 32,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = NEW_TOKENS,
     progress: Progress | None = None,
 ) -> list[int | None]:
     """The class index a model answers for each example; None for an answer that is none of the task's.
@@ -96,6 +98,34 @@ def answer_scores(
     score = _class_scores if model.kind == "sequence-classification" else _likelihoods
     scores = score(model, distinct, batch_size, progress or _quiet)
     return [scores[index] for index in where]
+
+
+def asked(
+    model: AdaptedModel, examples: Sequence[Example], *, scorer: Scorer = "likelihood", max_new_tokens: int = NEW_TOKENS
+) -> list[Encoded]:
+    """What a model is shown of each example when `predict` asks it, without an answer.
+
+    `cut` is "prompt" where the model's maximum length took a part of it.
+
+    Args:
+        model: a causal language model or a classifier with a head for each task.
+        examples: of tasks in `tasks.TASKS`; their labels and answers are not looked at.
+        scorer: how a causal language model's answer is read.
+        max_new_tokens: length of a generated answer, >= 1.
+
+    Raises:
+        DataError, ModelError: as `predict`.
+    """
+    where, distinct = _distinct(examples)
+    if model.kind == "sequence-classification":
+        found = [model.encode(replace(entry, task=_head(model, entry))) for entry in distinct]
+    elif scorer == "generation":
+        found = [model.encode_prompt(entry.prompt, max_new_tokens=max_new_tokens) for entry in distinct]
+    else:
+        first = {entry.task: entry for entry in reversed(distinct)}
+        options = {task: _candidates(model, entry) for task, entry in first.items()}
+        found = [_question(model, entry, options[entry.task]) for entry in distinct]
+    return [found[index] for index in where]
 
 
 def answer_sequences(
@@ -162,9 +192,7 @@ def _likelihoods(model: AdaptedModel, examples: list[Example], size: int, tell: 
         if entry.task not in candidates:
             candidates[entry.task] = _candidates(model, entry)
         options = candidates[entry.task]
-        # Encoded with the longest answer: where the prompt must be cut, all answers follow the same cut prompt.
-        full = model.encode(replace(entry, answer=named(entry.task).answers[options.longest]))
-        head = full.input_ids[: full.answer_start]
+        head = _question(model, entry, options).input_ids
         single = all(len(tokens) == 1 for tokens in options.tokens)
         for label, tokens in enumerate(options.tokens[:1] if single else options.tokens):
             ids = (*head, *tokens)
@@ -187,6 +215,13 @@ def _likelihoods(model: AdaptedModel, examples: list[Example], size: int, tell: 
             done.add(index)
         tell(len(done), len(examples))
     return scores
+
+
+def _question(model: AdaptedModel, entry: Example, options: _Candidates) -> Encoded:
+    """An example's prompt, cut where it must be for the longest answer, so that all answers follow the same."""
+    full = model.encode(replace(entry, answer=named(entry.task).answers[options.longest]))
+    stop = full.answer_start
+    return replace(full, input_ids=full.input_ids[:stop], perturbable=full.perturbable[:stop])
 
 
 def _candidates(model: AdaptedModel, entry: Example) -> _Candidates:
@@ -230,7 +265,7 @@ def _generated(
 def _class_scores(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[torch.Tensor]:
     encoded = []
     for index, entry in enumerate(examples):
-        head = entry.task if entry.task in model.heads else named(entry.task).head
+        head = _head(model, entry)
         encoded.append((index, model.encode(replace(entry, task=head)), model.heads[head]))
         if len(model.heads[head]) != len(named(entry.task).answers):
             raise ModelError(
@@ -247,6 +282,11 @@ def _class_scores(model: AdaptedModel, examples: list[Example], size: int, tell:
         done += len(batch)
         tell(done, len(examples))
     return scores
+
+
+def _head(model: AdaptedModel, entry: Example) -> str:
+    """The task whose head in a classifier answers an example."""
+    return entry.task if entry.task in model.heads else named(entry.task).head
 
 
 def _largest(scores: torch.Tensor) -> int | None:

@@ -107,6 +107,14 @@ def read_pairs(path: str | Path, task: str | None = None) -> list[Pair]:
     return list(found.pairs)
 
 
+def distinct_pairs(evaluation_sets: Sequence[EvaluationSet]) -> list[Pair]:
+    """The pairs of all sets; one that two files hold counts once."""
+    found: dict[tuple[Item, Item], Pair] = {}
+    for pair in (pair for entry in evaluation_sets for pair in entry.pairs):
+        found.setdefault((pair.original, pair.modified), pair)
+    return list(found.values())
+
+
 def _by_task(content: Mapping[str, Any], source: str) -> list[Mapping[str, Any]]:
     """Rows of a dictionary from task to rows, each with its "task"."""
     flat: list[Mapping[str, Any]] = []

@@ -224,6 +224,7 @@ def prepare(
     if problems:  # here for a partition by column, whose clients the data tells
         raise ConfigError(problems)
     model = load_trained_model(config, {example.task for example in examples})
+    sets = _evaluated(config, model, sets)
     malicious = byzantine.choose_malicious(range(len(split)), config.attack.fraction, seed=config.seed)
     binding.check_harmful_rows(config, examples)
     encoded = _encode(model, examples)
@@ -258,7 +259,7 @@ def prepare(
         run_clients=run_clients,
         aggregate=aggregate,
         play=playing.play_function(config, len(split), run_clients, aggregate, ask),
-        evaluation_sets=answerable(sets, _heads(model)),
+        evaluation_sets=sets,
     )
 
 
@@ -278,6 +279,13 @@ def load_trained_model(config: Config, present: Collection[str | None]) -> Adapt
     return model
 
 
+def _evaluated(config: Config, model: AdaptedModel, sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
+    """What of the evaluation the model can answer; what it cannot be shown is said before any training."""
+    kept = answerable(sets, _heads(model))
+    measuring.tell_cuts(model, kept, config.evaluation.scorer)
+    return kept
+
+
 def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) -> Federation:
     """A run whose clients hold their data elsewhere: the server has the model and what it evaluates on."""
     count = len(elsewhere.shares)
@@ -286,6 +294,7 @@ def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) ->
         raise ConfigError(problems)
     sets = evaluation_sets(config.evaluation.data)
     model = load_trained_model(config, elsewhere.tasks)
+    sets = _evaluated(config, model, sets)
     malicious = byzantine.choose_malicious(range(count), config.attack.fraction, seed=config.seed)
     own = fingerprint(model)
     reached = functools.partial(elsewhere.run_clients, base=own, on_client=_count_clients(config, count, progress))
@@ -304,7 +313,7 @@ def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) ->
         run_clients=run_clients,
         aggregate=aggregate,
         play=playing.play_function(config, count, run_clients, aggregate, elsewhere.ask),
-        evaluation_sets=answerable(sets, _heads(model)),
+        evaluation_sets=sets,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -11,10 +12,13 @@ from fedeat.attacks.refusal import refusal_rates
 from fedeat.config import Config
 from fedeat.evaluation import EvaluationSet
 from fedeat.evaluation.refusal import Behaviour, read_behaviours
+from fedeat.evaluation.scoring import Scorer
 from fedeat.experiment import attacking, binding
 from fedeat.model import AdaptedModel
 
 Progress: TypeAlias = Callable[[str, int, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 def requests(config: Config) -> list[Behaviour]:
@@ -25,6 +29,18 @@ def requests(config: Config) -> list[Behaviour]:
     """
     section = config.evaluation
     return [item for file in section.refusals for item in read_behaviours(file)[: section.attacked]]
+
+
+def tell_cuts(model: AdaptedModel, sets: Sequence[EvaluationSet], scorer: Scorer) -> None:
+    """Says to the log, before any work, which texts the model's maximum length cuts, a line a task.
+
+    Raises:
+        ModelError: the answers of a task do not fit into that length, or cannot be told apart.
+    """
+    for found in evaluation.shown(model, sets, scorer=scorer):
+        note = found.note(model.max_length)
+        if note:
+            _log.log(logging.WARNING if found.is_vacuous else logging.INFO, "%s", note)
 
 
 def measure(

@@ -125,6 +125,12 @@ class AdaptedModel:
             self.tokenizer, example, classes=classes, max_length=self.max_length, marks=self._marks
         )
 
+    def encode_prompt(self, prompt: str, *, max_new_tokens: int) -> Encoded:
+        """Token ids of an instruction as `generate` puts it to the model: what follows fits into its positions."""
+        limit = loading.positions(self._base)
+        room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
+        return self._encode_instruction(Example(prompt), room)
+
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
         """Encoded examples as one padded batch on the model's device."""
         return encoding.collate(encoded, pad_id=self.tokenizer.pad_token_id).to(self.device)

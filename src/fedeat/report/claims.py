@@ -17,6 +17,7 @@ _REASONS = {
     "no better than guessing": "a model no better than by guessing has nothing that could be moved",
     "unparsable answers": "where answers are no answers, the rest says little",
     "few originals right": "of a handful of pairs a rate is noise",
+    "identical pairs": "a pair that is the same to the model on both sides cannot be broken",
 }
 """What a kind of flag (`evaluation.robustness`) says against reading an attack success rate."""
 _MEASURES = {"accuracy": "accuracy", "asr": "attack success rate"}
