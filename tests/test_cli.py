@@ -102,6 +102,9 @@ def test_a_run_prints_its_table_and_where_things_are_and_again_when_asked_again(
         assert code == 0
         assert second == out
         assert "runs/tiny was finished before; nothing is run again." in err
+    code, second, err = fedeat("run", "--resume", "runs/tiny", "--engine", "flower-simulation")
+    assert (code, second) == (0, out)
+    refused(fedeat("compare", path), "runs/tiny holds a run, and a comparison needs a directory of its own")
     code, out, _ = fedeat("report", "runs/tiny", "runs/tiny", "--out", "both")
     assert code == 0
     assert Path("both/report.html").is_file()
@@ -141,6 +144,7 @@ def test_what_is_wrong_with_a_configuration_is_one_message(fedeat: Fedeat, make_
     refused(fedeat("run"), "give either CONFIG.toml or --resume DIR")
     refused(fedeat("run", "--resume", "x", "--out", "y"), "--set and --out do not apply")
     refused(fedeat("run", "--resume", "nothing"), "nothing holds no run: there is no such directory")
+    refused(fedeat("run", "--resume", path), "tiny.toml holds no run: it is a file")
 
 
 def test_what_is_wrong_with_an_output_is_said_before_the_work(fedeat: Fedeat, sentiment_files: dict[str, Path]) -> None:

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from fedeat import experiment, records
-from fedeat.config import load
-from fedeat.errors import RecordError
+from fedeat.config import load, to_toml
+from fedeat.errors import DataError, RecordError
 
 Order: TypeAlias = Callable[..., int]
 KILLED = -9
@@ -149,6 +149,76 @@ def test_lines_missing_before_the_checkpoint_are_told(stopped: Path) -> None:
 def test_another_configuration_does_not_go_on_with_a_run(stopped: Path, config_file: Path) -> None:
     with pytest.raises(RecordError, match=r"holds a run of another configuration \(seed differs\).*--resume"):
         experiment.run(load(config_file, ["seed=1"]), stopped)
+
+
+def test_another_spelling_of_its_paths_or_its_own_threads_are_the_same_run(
+    stopped: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(config_file)
+    text = to_toml(config)
+    with records.RunDirectory(stopped) as home:
+        home.check(to_toml(config.model_copy(update={"threads": 0})))
+        monkeypatch.chdir(Path(config.model.name).parent)
+        home.check(text.replace(config.model.name, Path(config.model.name).name))
+        with pytest.raises(RecordError, match=r"\(threads differs\)"):
+            home.check(to_toml(config.model_copy(update={"threads": 2})))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecordError, match=r"\(model\.name differs\)"):
+            home.check(text.replace(config.model.name, Path(config.model.name).name))
+
+
+def test_a_run_that_failed_on_a_mistake_is_corrected_in_its_directory(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run"
+    wrong, right = (load(config_file, [f"partition.clients={n}", "federation.rounds=1"]) for n in (60, 4))
+    with pytest.raises(DataError, match="60 clients"):
+        experiment.run(wrong, directory)
+    assert not (directory / "config.toml").exists()
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:  # in the first round, such as for too large a batch
+        patched.setattr("fedeat.records.RunDirectory.write_checkpoint", fail)
+        with pytest.raises(MemoryError):
+            experiment.run(load(config_file, ["client.batch_size=8"]), directory)
+    assert "batch_size = 8" in (directory / "config.toml").read_text()
+    residual = directory / "residuals" / "client-0000" / "round-0000.safetensors"
+    residual.parent.mkdir(parents=True)
+    residual.touch()
+    experiment.run(right, directory)
+    assert not residual.exists()
+    assert (directory / "config.toml").read_text() == to_toml(right)
+    experiment.run(right, tmp_path / "fresh")
+    assert results(directory) == {**results(tmp_path / "fresh"), "evaluation": results(directory)["evaluation"]}
+    with pytest.raises(RecordError, match="holds a run of another configuration"):
+        experiment.run(wrong, directory)
+
+
+def test_a_configuration_that_no_run_wrote_is_not_overwritten(config_file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "place" / "config.toml"
+    own.parent.mkdir()
+    own.write_text(f"# Mine.\n{config_file.read_text()}")
+    with pytest.raises(RecordError, match="holds a run of another configuration"):
+        experiment.run(load(own), own.parent)
+    assert own.read_text().startswith("# Mine.")
+
+
+def test_a_directory_is_told_what_it_holds(tmp_path: Path) -> None:
+    def made(name: str, *files: str) -> Path:
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).touch()
+        return tmp_path / name
+
+    assert records.kind_of(tmp_path / "absent") is None
+    assert records.kind_of(made("new", "config.toml")) is None
+    assert records.kind_of(made("trained", "config.toml", "metrics.jsonl")) == "run"
+    assert records.kind_of(made("project", "config.toml", "partition.json", "runs/a/config.toml")) == "run"
+    assert records.kind_of(made("project of runs", "runs/a/config.toml")) is None
+    assert records.kind_of(made("begun", "config.toml", "runs/a/config.toml")) == "comparison"
+    assert records.kind_of(made("finished", "config.toml", "results.json")) == "comparison"
 
 
 def test_checkpoints_without_a_configuration_are_refused(stopped: Path, config_file: Path) -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -41,6 +41,7 @@ from fedeat import __version__
 from fedeat.errors import RecordError
 from fedeat.updates import Adapter
 
+ENVIRONMENT = "environment.json"
 _STATE = "state.json"
 _TENSORS = "adapter_model.safetensors"
 _ROUND = re.compile(r"round-(\d+)")
@@ -112,24 +113,45 @@ class RunDirectory:
         """There once the run is finished."""
         return self.path / "evaluation.json"
 
-    def start(self, config_toml: str) -> None:
-        """Writes the configuration of a fresh run.
+    def check(self, config_toml: str) -> None:
+        """Checks that a run of this configuration may start, or go on, here.
 
         Raises:
-            RecordError: the directory holds a run of another configuration, or checkpoints of an unknown one.
+            RecordError: the directory holds a comparison, a run of another configuration, or checkpoints of an unknown
+                one. A run that has finished no round may be corrected, and another spelling of the same paths, or
+                the number of threads that the run began with, is no other configuration.
         """
-        if not self.config_file.is_file() and self._checkpoints():
+        if kind_of(self.path) == "comparison":
+            raise RecordError(
+                f"{self.path} holds a comparison, and a run needs a directory of its own. Choose another directory, or "
+                "go on with the comparison by the command that began it: fedeat compare."
+            )
+        if not self.config_file.is_file() and _checkpoints(self.path):
             raise RecordError(
                 f"{self.path} holds checkpoints but no config.toml to say of what. Choose another directory, or put "
                 "the file back."
             )
-        if self.config_file.is_file() and self.config_file.read_text(encoding="utf-8") != config_toml:
-            changes = changed_keys(read_config(self.config_file), tomllib.loads(config_toml))
+        if not self.config_file.is_file() or not is_settled(self.path):
+            return
+        before, after = read_config(self.config_file), tomllib.loads(config_toml)
+        changes = changed_keys(self._settled(before), self._settled(after))
+        if changes or not before:
             raise RecordError(
                 f"{self.path} holds a run of another configuration{differing(changes)}. Choose another directory, "
                 f"remove this one, or go on with the run it holds: fedeat run --resume {self.path}"
             )
+
+    def start(self, config_toml: str, environment: Mapping[str, Any]) -> None:
+        """Writes the configuration and the environment of a run that is ready to train; `check` comes before.
+
+        Args:
+            config_toml: the configuration; what another left of a first round that it did not finish goes.
+            environment: as `environment` made it.
+        """
+        if not _checkpoints(self.path):
+            shutil.rmtree(self.path / "residuals", ignore_errors=True)
         write_text(self.config_file, config_toml)
+        write_json(self.path / ENVIRONMENT, environment)
 
     def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; numbers that are not finite become null."""
@@ -170,7 +192,7 @@ class RunDirectory:
         fresh.replace(target)
         _sync(parent)
         if keep is not None:
-            for old in self._checkpoints()[:-keep]:
+            for old in _checkpoints(self.path)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)  # what is left of it goes after the next round
 
     def newest_checkpoint(self) -> Checkpoint | None:
@@ -179,7 +201,7 @@ class RunDirectory:
         Raises:
             RecordError: a checkpoint cannot be read.
         """
-        found = self._checkpoints()
+        found = _checkpoints(self.path)
         if not found:
             return None
         newest = found[-1]
@@ -215,17 +237,41 @@ class RunDirectory:
     def threads_before(self) -> int:
         """Threads that the run was started with, 0 where that is not known: other sums, in another order, differ."""
         try:
-            threads = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["threads"]
+            threads = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))["threads"]
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         return threads if isinstance(threads, int) else 0
 
-    def _checkpoints(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        parent = self.path / "checkpoints"
-        rounds = {} if not parent.is_dir() else {path: _ROUND.fullmatch(path.name) for path in parent.iterdir()}
-        found = [(int(match[1]), path) for path, match in rounds.items() if match is not None]
-        return [path for _, path in sorted(found)]
+    def _settled(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration with absolute paths, and with the threads that this run began with for torch's choice."""
+        return {**_resolved(raw), "threads": raw.get("threads") or self.threads_before()}
+
+
+def kind_of(path: Path) -> Literal["run", "comparison"] | None:
+    """What a directory holds records of; None where it has none, or none that says."""
+    if (path / "results.json").exists():
+        return "comparison"
+    if any((path / name).exists() for name in ("metrics.jsonl", "partition.json", "evaluation.json", "checkpoints")):
+        return "run"
+    return "comparison" if (path / "config.toml").is_file() and (path / "runs").is_dir() else None
+
+
+def is_settled(path: Path) -> bool:
+    """Whether the config.toml of a run's directory must stay: a round was finished with it, or no run wrote it."""
+    return not (path / ENVIRONMENT).is_file() or has_results(path)
+
+
+def has_results(path: Path) -> bool:
+    """Whether a run's directory holds a finished round or an evaluation."""
+    return bool(_checkpoints(path)) or (path / "evaluation.json").is_file()
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """Whole checkpoints of a run's directory, oldest first."""
+    parent = path / "checkpoints"
+    rounds = {} if not parent.is_dir() else {path: _ROUND.fullmatch(path.name) for path in parent.iterdir()}
+    found = [(int(match[1]), path) for path, match in rounds.items() if match is not None]
+    return [path for _, path in sorted(found)]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
@@ -330,6 +376,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _resolved(value: Any) -> Any:
+    """The same nested value with texts that name a file or a directory as absolute paths."""
+    if isinstance(value, str):
+        # Not Path.exists(), which raises for a text that is too long to be a path.
+        return str(Path(value).resolve()) if os.path.exists(value) else value
+    if isinstance(value, Mapping):
+        return {key: _resolved(item) for key, item in value.items()}
+    return [_resolved(item) for item in value] if isinstance(value, list) else value
 
 
 def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

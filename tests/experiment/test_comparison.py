@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fedeat import records
-from fedeat.config import Config, load
+from fedeat import experiment, records
+from fedeat.config import Config, load, to_toml
 from fedeat.errors import ConfigError, RecordError
 from fedeat.experiment import comparison
 from fedeat.experiment.side_by_side import Outcome, run_jobs
@@ -195,6 +195,40 @@ def test_a_directory_whose_configuration_was_spoilt_by_hand_is_refused(make_conf
     with pytest.raises(RecordError, match="holds another comparison, or a run"):
         comparison.compare(load(make_config(compare=SMALL)), tmp_path)
     assert (tmp_path / "config.toml").read_text() == "compare = 3\n"
+
+
+def test_a_run_and_a_comparison_do_not_share_a_directory(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = load(make_config(federation={"rounds": 1}, evaluation={"data": []}, compare={"methods": ["gm"]}))
+    experiment.run(config, tmp_path / "run")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(RecordError, match="holds a run, and a comparison needs a directory of its own"):
+        comparison.compare(config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
+    comparison.compare(config, tmp_path / "grid")
+    for attempt in (lambda: experiment.run(config, tmp_path / "grid"), lambda: experiment.resume(tmp_path / "grid")):
+        with pytest.raises(RecordError, match="holds a comparison"):
+            attempt()
+    (tmp_path / "grid" / "results.json").unlink()  # as where it was killed before its end
+    with pytest.raises(RecordError, match="holds a comparison"):
+        experiment.run(config, tmp_path / "grid")
+
+
+def test_a_comparison_that_failed_on_a_mistake_is_corrected_in_its_directory(
+    make_config: MakeConfig, tmp_path: Path, sentiment_files: dict[str, Path]
+) -> None:
+    section = {"methods": ["gm"], "fractions": [0.0], "seeds": [0]}
+    changes: dict[str, Any] = {"federation": {"rounds": 1}, "evaluation": {"data": []}, "compare": section}
+    free = {"train": [str(sentiment_files["alpaca"])]}
+    wrong, right, other = (
+        load(make_config(data=free, partition={"kind": kind}, **changes)) for kind in ("dirichlet", "iid", "quantity")
+    )
+    with pytest.raises(comparison.CellsFailed, match="has no labels to skew by"):
+        comparison.compare(wrong, tmp_path / "out")
+    comparison.compare(right, tmp_path / "out")
+    assert (tmp_path / "out" / "config.toml").read_text() == to_toml(right)
+    assert (tmp_path / "out" / "runs" / "gm-none-0-seed0" / "adapter").is_dir()
+    with pytest.raises(RecordError, match=r"holds another comparison, or a run \(partition\.kind differs\)"):
+        comparison.compare(other, tmp_path / "out")
 
 
 def test_a_comparison_that_was_killed_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:

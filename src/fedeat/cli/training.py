@@ -54,7 +54,9 @@ def run(
     choice("--engine", engine, ("in-process", "flower-simulation", "flower"))
     directory = resume or output or Path("runs") / (config_file.stem if config_file else "")
     with terminal.stage_bars() as tell:
-        if engine == "flower-simulation":
+        if resume is not None and (engine == "in-process" or records.read_evaluation(resume) is not None):
+            rows = experiment.resume(resume, progress=tell)
+        elif engine == "flower-simulation":
             from fedeat.flower.simulation import simulate
 
             logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -64,8 +66,6 @@ def run(
             raw = config.read(config_file or directory / "config.toml", set_ or ())
             _run_on_nodes(raw, directory, superlink, keys, insecure, tell)
             rows = (records.read_evaluation(directory) or {"rows": []})["rows"]
-        elif resume is not None:
-            rows = experiment.resume(resume, progress=tell)
         else:
             assert config_file is not None
             rows = experiment.run(config.load(config_file, set_ or ()), directory, progress=tell)

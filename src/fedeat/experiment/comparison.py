@@ -157,7 +157,7 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
     tell: CellProgress = progress or (lambda cell, stage, done, total: None)
     with records.RunDirectory(directory):
         _claim(directory, config)
-        records.write_json(directory / "environment.json", records.environment(threads))
+        records.write_json(directory / records.ENVIRONMENT, records.environment(threads))
         jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
         kept = _rows_beside(directory, {cell.name for cell in jobs})
         tell("", "planned", 0, len(jobs))
@@ -223,9 +223,14 @@ def _located(name: str, rows: Iterable[evaluation.Row]) -> list[evaluation.Row]:
 
 
 def _claim(directory: Path, config: Config) -> None:
-    """Writes what is compared into the directory; refuses one whose cells are another comparison's."""
+    """Writes what is compared into the directory; refuses a run's, and one whose cells are another comparison's."""
     file = directory / "config.toml"
-    if file.is_file():
+    if records.kind_of(directory) == "run":
+        raise RecordError(
+            f"{directory} holds a run, and a comparison needs a directory of its own. Choose another directory, or "
+            "remove this one."
+        )
+    if file.is_file() and _is_settled(directory):
         before = records.read_config(file)
         known = {name: _table(_table(before, "compare"), name) for name in _MAY_GAIN}
         asked = config.compare.model_dump(mode="json", include=set(_MAY_GAIN))
@@ -239,6 +244,13 @@ def _claim(directory: Path, config: Config) -> None:
                 "directory, or remove this one."
             )
     records.write_text(file, to_toml(config))
+    records.make_directory(directory / "runs")  # which tells a comparison from a run before any cell is finished
+
+
+def _is_settled(directory: Path) -> bool:
+    """Whether a comparison's config.toml must stay: a cell got somewhere with it, or no comparison wrote it."""
+    begun = (directory / records.ENVIRONMENT).is_file()
+    return not begun or any(records.has_results(place) for place in (directory / "runs").glob("*"))
 
 
 def _what_is_compared(raw: Mapping[str, Any]) -> dict[str, Any]:

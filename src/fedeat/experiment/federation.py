@@ -128,7 +128,7 @@ def run(
         FedeatError: the data, the model or the configuration does not allow the run, or a round misses its quorum.
     """
     with records.RunDirectory(directory) as home:
-        home.start(to_toml(config))
+        home.check(to_toml(config))
         finished = records.read_evaluation(directory)
         if finished is not None:
             _log.info("%s was finished before; nothing is run again.", directory)
@@ -137,7 +137,8 @@ def run(
         with _threads(config.threads or (home.threads_before() if checkpoint is not None else 0)):
             requests = measuring.requests(config)  # a broken file is told before anything trains
             federation = prepare(config, progress=progress, connect=connect, residuals=directory / "residuals")
-            records.write_json(directory / "environment.json", records.environment(torch.get_num_threads()))
+            # Not before it is known that the run can train: a mistake is corrected and the same command given again.
+            home.start(to_toml(config), records.environment(torch.get_num_threads()))
             shares = {str(client): share for client, share in federation.shares.items()}
             record = {"clients": shares, "left_out": dict(federation.left_out)}
             records.write_json(directory / "partition.json", record)
@@ -160,8 +161,9 @@ def resume(directory: Path, *, progress: Progress = silent) -> list[evaluation.R
     file = directory / "config.toml"
     if not file.is_file():
         why = "it has no config.toml" if directory.is_dir() else "there is no such directory"
+        why = "it is a file" if directory.is_file() else why
         raise RecordError(f"{directory} holds no run: {why}. Expected the directory of an earlier run.")
-    if (directory / "results.json").exists():
+    if records.kind_of(directory) == "comparison":
         raise RecordError(f"{directory} holds a comparison. It goes on with the command that began it: fedeat compare.")
     finished = records.read_evaluation(directory)
     if finished is None:
