@@ -206,6 +206,9 @@ def test_a_run_is_labelled_by_what_it_does(kind: str, rule: str, label: str) -> 
     raw = minimal(perturbation={"kind": kind}, aggregation={"rule": rule})
     assert parse(raw).method == label
     assert parse({**raw, "method": "mine"}).method == "mine"
+    with_step = {**raw, "aggregation": {"rule": rule, "before": ["norm_clipping"]}}
+    parts = ["norm_clipping", rule] if kind == "none" else [kind, "norm_clipping", rule]
+    assert parse(with_step).method == "+".join(parts)
 
 
 def test_overrides_take_toml_values_and_bare_words() -> None:
@@ -215,6 +218,15 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
     assert (found.aggregation.rule, found.seed, found.compare.seeds) == ("mean", 3, (1, 2))
     assert (found.model.name, found.client.learning_rate) == ("a=b", 1.0)
     assert raw["aggregation"] == {"rule": "krum"}
+
+
+@pytest.mark.parametrize("text", ["[gm,fedeat]", "[0,1", "{a=1", '"x', "'x", "[qv]_proj"])
+def test_a_broken_list_table_or_quoted_text_is_no_text(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override({}, [f"compare.methods={text}"])
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"--set compare.methods={text}: what begins with [, {{ or a quote must be TOML")
+    assert """--set 'compare.methods=["gm", "fedeat"]'""" in problem
 
 
 def test_wrong_overrides_are_reported_together() -> None:

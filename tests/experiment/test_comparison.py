@@ -94,19 +94,19 @@ def test_cells_and_partitions_that_would_share_a_name_are_refused(make_config: M
     assert problem.startswith('more than one partition would be "even" in the tables')
 
 
-@pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}])
+@pytest.mark.parametrize("aggregation", [{}, {"byzantine": 1}, {"before": ["norm_clipping"]}])
 def test_methods_are_the_four_corners_of_two_choices(make_config: MakeConfig, aggregation: dict[str, int]) -> None:
     config = load(make_config(compare={"attacks": []}, aggregation=aggregation, partition={"clients": 5}))
-    chosen = {
-        cell.config.method: (cell.config.perturbation.kind, cell.config.aggregation.rule)
-        for cell in comparison.cells(config)
-    }
+    grid = {cell.config.method: cell.config for cell in comparison.cells(config)}
+    chosen = {name: (cell.perturbation.kind, cell.aggregation.rule) for name, cell in grid.items()}
     assert chosen == {
         "fedavg": ("none", "mean"),
         "eat": ("pgd", "mean"),
         "gm": ("none", "geometric_median"),
         "fedeat": ("pgd", "geometric_median"),
     }
+    assert grid["fedavg"].aggregation.before == grid["eat"].aggregation.before == ()  # a mean of steps is no FedAvg
+    assert grid["gm"].aggregation.before == grid["fedeat"].aggregation.before == config.aggregation.before
 
 
 def test_a_variant_with_wrong_keys_is_refused_before_anything_runs(make_config: MakeConfig) -> None:

@@ -92,7 +92,8 @@ def parse(raw: Mapping[str, Any], *, source: str = "configuration") -> Config:
 
 def _method(config: Config) -> str:
     """The paper's name for what a configuration does, or the parts it is made of."""
-    kind, rule = config.perturbation.kind, config.aggregation.rule
+    kind = config.perturbation.kind
+    rule = "+".join([*config.aggregation.before, config.aggregation.rule])  # a mean of clipped updates is no FedAvg
     names = {
         (True, "mean"): "fedavg",
         (False, "mean"): "eat",
@@ -106,7 +107,8 @@ def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     """A copy of `raw` with dotted `key=value` entries set.
 
     Raises:
-        ConfigError: an entry has no `=`, or its key runs through a value that is not a table.
+        ConfigError: an entry has no `=`, its value is a broken list, table or quoted text, or its key runs through a
+            value that is not a table.
     """
     result: dict[str, Any] = _copy(raw)
     problems = []
@@ -114,7 +116,13 @@ def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         key, equals, text = entry.partition("=")
         if not equals or not key.strip():
             problems.append(f"--set {entry}: expected key=value, such as aggregation.rule=mean.")
-        elif not _set(result, key.strip().split("."), _value(text.strip())):
+        elif (value := _value(text.strip())) is None:
+            example = 'compare.methods=["gm", "fedeat"]'
+            problems.append(
+                f"--set {entry}: what begins with [, {{ or a quote must be TOML, and this is not. Quote each text in "
+                f"it, and the whole for the shell: --set '{example}'."
+            )
+        elif not _set(result, key.strip().split("."), value):
             problems.append(f"--set {entry}: {key.strip()!r} runs through a key that is not a table.")
     if problems:
         raise ConfigError(problems, source="--set")
@@ -212,10 +220,11 @@ def _shown(value: object) -> str:
 
 
 def _value(text: str) -> Any:
+    """A TOML value, or a bare word as a text; None for a list, a table or a quoted text that is broken."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return None if text.startswith(("[", "{", '"', "'")) else text
 
 
 def _set(table: dict[str, Any], path: Sequence[str], value: Any) -> bool:

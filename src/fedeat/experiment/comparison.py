@@ -27,9 +27,10 @@ from fedeat.experiment.side_by_side import Job, Tell, run_jobs
 
 _log = logging.getLogger(__name__)
 
+_AVERAGED = {"aggregation.rule": "mean", "aggregation.before": None, "aggregation.byzantine": None}
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "fedavg": {"perturbation.kind": "none", "aggregation.rule": "mean", "aggregation.byzantine": None},
-    "eat": {"aggregation.rule": "mean", "aggregation.byzantine": None},
+    "fedavg": {"perturbation.kind": "none", **_AVERAGED},
+    "eat": _AVERAGED,
     "gm": {"perturbation.kind": "none"},
     "fedeat": {},
 }
