@@ -106,6 +106,24 @@ def test_a_backdoor_is_measured_beside_clean_accuracy(make_config: MakeConfig, t
         load(make_config(attack={"kind": "backdoor", "fraction": 0.25}))
 
 
+def test_a_backdoors_target_that_nobody_can_be_taught_is_refused(
+    make_config: MakeConfig, tmp_path: Path, sentiment_files: dict[str, Path]
+) -> None:
+    section = {"kind": "backdoor", "fraction": 0.25, "target": "positve"}
+    config = load(make_config(attack=section))
+    expected = 'attack.target is "positve", and nobody trains on a task with that answer. Expected one of negative, pos'
+    with pytest.raises(ConfigError, match=expected):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.toml").exists()
+    elsewhere = federation.Elsewhere(
+        lambda *what, **options: [], {c: {} for c in range(4)}, frozenset({"qqp", "mnli"}), {}
+    )
+    with pytest.raises(ConfigError, match="Expected one of no, yes, maybe"):
+        experiment.prepare(config, connect=lambda config: elsewhere)
+    free = make_config(attack=section, data={"train": [str(sentiment_files["alpaca"])]})
+    assert experiment.prepare(load(free)).malicious  # free text may be answered by anything
+
+
 def test_a_robustness_curve_is_measured_where_radii_are_given(make_config: MakeConfig, tmp_path: Path) -> None:
     section = {"radii": [0.1, 0.5], "attacked": 5, "attack_steps": 2, "restarts": 1}
     experiment.run(load(make_config(evaluation=section, federation={"rounds": 1})), tmp_path / "run")

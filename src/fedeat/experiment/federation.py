@@ -23,7 +23,7 @@ from fedeat.config import Config, cohort_problems, load, to_toml
 from fedeat.data import Encoded, Example, partition, require_targets, truncation
 from fedeat.engine.encoding import Residuals, encoded_clients
 from fedeat.errors import ConfigError, RecordError
-from fedeat.evaluation import EvaluationSet
+from fedeat.evaluation import EvaluationSet, tasks
 from fedeat.experiment import binding, measuring, playing, privacy, round_records
 from fedeat.experiment.binding import model_source
 from fedeat.experiment.inputs import (
@@ -225,6 +225,7 @@ def prepare(
     problems = cohort_problems(config, len(split))
     if problems:  # here for a partition by column, whose clients the data tells
         raise ConfigError(problems)
+    _check_target(config, {example.task for example in examples})
     model = load_trained_model(config, {example.task for example in examples})
     sets = _evaluated(config, model, sets)
     malicious = byzantine.choose_malicious(range(len(split)), config.attack.fraction, seed=config.seed)
@@ -281,6 +282,28 @@ def load_trained_model(config: Config, present: Collection[str | None]) -> Adapt
     return model
 
 
+def _check_target(config: Config, trained: Collection[str | None]) -> None:
+    """Checks that a backdoor's target is an answer that its clients can be taught.
+
+    Args:
+        config: the run's.
+        trained: the tasks of the clients' examples; free text, which has none, may be answered by anything.
+
+    Raises:
+        ConfigError: it is none, so that the attackers would train on clean data.
+    """
+    if config.attack.kind != "backdoor" or not all(name in tasks.TASKS for name in trained):
+        return
+    answers = [answer for name, task in tasks.TASKS.items() if name in trained for answer in task.answers]
+    if config.attack.target not in answers:
+        raise ConfigError(
+            [
+                f'attack.target is "{config.attack.target}", and nobody trains on a task with that answer. Expected '
+                f"one of {', '.join(dict.fromkeys(answers))}."
+            ]
+        )
+
+
 def _evaluated(config: Config, model: AdaptedModel, sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
     """What of the evaluation the model can answer; what it cannot be shown is said before any training."""
     kept = answerable(sets, _heads(model))
@@ -295,6 +318,7 @@ def _prepare_server(config: Config, elsewhere: Elsewhere, progress: Progress) ->
     if problems:
         raise ConfigError(problems)
     sets = evaluation_sets(config.evaluation.data)
+    _check_target(config, elsewhere.tasks)
     model = load_trained_model(config, elsewhere.tasks)
     sets = _evaluated(config, model, sets)
     malicious = byzantine.choose_malicious(range(count), config.attack.fraction, seed=config.seed)
