@@ -172,7 +172,7 @@ def test_a_model_that_is_none_is_told(
     for file in bare.glob("*token*"):
         file.unlink()
     shutil.rmtree(tmp_path / "out")
-    refused(run(bare), "tokenizer")
+    refused(run(bare), f"{bare} has no tokenizer files. Expected tokenizer.json or the like")
     half = tmp_path / "half"
     shutil.copytree(language_model, half)
     weights = half / "model.safetensors"
@@ -269,7 +269,7 @@ def test_what_evaluation_cannot_do_is_told(
     network = hf.LlamaForCausalLM(hf.AutoConfig.from_pretrained(language_model, hidden_size=24, head_dim=12))
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     peft.get_peft_model(network, lora).save_pretrained(str(other))
-    refused(evaluate("--data", benign, "--adapter", other), str(other))
+    refused(evaluate("--data", benign, "--adapter", other), f"adapter {other} was made for another model")
 
 
 def test_a_classifier_is_not_evaluated_on_tasks_it_has_no_head_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -309,6 +310,31 @@ def test_saved_adapter_loads_here_with_what_it_was_trained_with(
     assert all(parameter.requires_grad for parameter in again.adapter_parameters().values())
 
 
+def test_a_maximum_length_that_is_asked_for_overrides_the_adapters(load: Load, tmp_path: Path) -> None:
+    model = load("llama", max_length=48)
+    model.save_adapter(tmp_path)
+    source = ModelSource(model.source.name, device="cpu")
+    assert load_model(source, lora=None, adapter=tmp_path).max_length == 48
+    assert load_model(source, lora=None, adapter=tmp_path, max_length=20).max_length == 20
+    with pytest.raises(ModelError, match=r"data\.max_length is 65"):
+        load_model(source, lora=None, adapter=tmp_path, max_length=65)
+
+
+def test_an_adapter_of_another_base_of_the_same_shape_is_told(
+    zoo: Zoo, load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama")
+    model.save_adapter(tmp_path / "adapter")
+    other = shutil.copytree(zoo("llama"), tmp_path / "other")
+    monkeypatch.chdir(zoo("llama").parent)
+    for same in (model.source.name, "./llama"):
+        load_model(ModelSource(same, max_length=48), lora=None, adapter=tmp_path / "adapter")
+    assert not caplog.records
+    load_model(ModelSource(str(other), max_length=48), lora=None, adapter=tmp_path / "adapter")
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"was made for the base model {model.source.name}, and this is {other}" in told
+
+
 def test_adapter_files_have_the_same_bytes_whenever_they_are_written(load: Load, tmp_path: Path) -> None:
     model = load("llama")
     model.save_adapter(tmp_path / "here")
@@ -523,6 +549,18 @@ class TestRefusedByName:
     ) -> None:
         load("gpt2").save_adapter(tmp_path)
         assert "cannot be loaded" in refusal(zoo("llama"), tmp_path)
+
+    def test_adapter_of_another_shape(self, zoo: Zoo, load: Load, tmp_path: Path) -> None:
+        peft: Any = pytest.importorskip("peft")
+        wide = hf.LlamaForCausalLM(hf.AutoConfig.from_pretrained(zoo("llama"), intermediate_size=96))
+        config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
+        peft.get_peft_model(wide, config).save_pretrained(str(tmp_path))
+        with pytest.raises(ModelError) as caught:
+            load_model(ModelSource(str(zoo("llama")), max_length=48), lora=None, adapter=tmp_path)
+        message = str(caught.value)
+        assert message.startswith(f"adapter {tmp_path} was made for another model")
+        assert "other shapes than the LlamaForCausalLM" in message
+        assert "size mismatch" not in message
 
     def test_adapter_that_lacks_tensors(
         self, refusal: Callable[..., str], zoo: Zoo, load: Load, tmp_path: Path

@@ -46,7 +46,8 @@ TemplateOption = Annotated[str, typer.Option(help="auto, alpaca, chat or plain."
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts a forward pass.")]
 MaxLengthOption = Annotated[
-    int | None, typer.Option(min=2, help="Tokens a prompt may have. Default: 512, or what the model was made for.")
+    int | None,
+    typer.Option(min=2, help="Tokens a text may have. Default: the adapter's, or 512, or what the model was made for."),
 ]
 
 
@@ -66,9 +67,8 @@ def load(model: str, adapter: Path | None, *, dtype: str, template: str, max_len
 
     choice("--template", template, ("auto", "alpaca", "chat", "plain"))
     choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
-    length = max_length or int(min(512, _positions(model)))
-    source = ModelSource(model, dtype=dtype, template=template, max_length=length)
-    return load_model(source, lora=None, adapter=adapter)
+    source = ModelSource(model, dtype=dtype, template=template, max_length=int(min(512, _positions(model))))
+    return load_model(source, lora=None, adapter=adapter, max_length=max_length)
 
 
 def _positions(model: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,14 @@ class AdaptedModel:
         raise ModelError(f"{type(self._base).__name__} has no layers that transformers marks, so no first one.")
 
 
-def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter: Path | None = None) -> AdaptedModel:
+def load_model(
+    source: ModelSource,
+    *,
+    lora: Lora | None,
+    seed: int = 0,
+    adapter: Path | None = None,
+    max_length: int | None = None,
+) -> AdaptedModel:
     """Loads a base model and gives it an adapter.
 
     Args:
@@ -374,6 +382,7 @@ def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter
         seed: of a fresh adapter's weights and a fresh classification head.
         adapter: directory of a saved adapter, to use instead of a fresh one; its template, heads and maximum length
             are used where it kept them.
+        max_length: instead of the source's and of the adapter's; None leaves them.
 
     Raises:
         DataError: the source names the chat template and the tokenizer has none.
@@ -381,6 +390,8 @@ def load_model(source: ModelSource, *, lora: Lora | None, seed: int = 0, adapter
     """
     if adapter is not None:
         source = with_sidecar(source, adapter)
+    if max_length is not None:
+        source = replace(source, max_length=max_length)
     tokenizer = load_tokenizer(source)
     with torch.random.fork_rng(devices=[]):
         # PEFT and transformers draw fresh weights from torch's global generator, on the CPU.

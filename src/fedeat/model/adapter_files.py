@@ -7,6 +7,7 @@ the same adapter gives the same bytes.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ from safetensors.torch import save
 from fedeat.errors import ModelError
 from fedeat.model.loading import ModelSource, attempt
 from fedeat.updates import Adapter
+
+_log = logging.getLogger(__name__)
 
 SIDECAR = "fedeat.json"
 """Beside PEFT's two files in an adapter directory: what PEFT does not keep (template, heads, maximum length)."""
@@ -53,15 +56,31 @@ def read_adapter(base: Any, directory: Path) -> PeftModel:
     config = attempt(f"adapter {directory}", lambda: PeftConfig.from_pretrained(str(directory)))
     if config.peft_type != "LORA":
         raise ModelError(f"adapter {directory} is of PEFT's type {config.peft_type}. Expected LORA.")
+    made_for, name = str(config.base_model_name_or_path or ""), str(base.name_or_path)
+    of = f", {made_for}" if made_for else ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        network = attempt(
-            f"adapter {directory}", lambda: PeftModel.from_pretrained(base, str(directory), is_trainable=True)
-        )
+        try:
+            network = attempt(
+                f"adapter {directory}", lambda: PeftModel.from_pretrained(base, str(directory), is_trainable=True)
+            )
+        except ModelError as error:
+            if "size mismatch" not in str(error.__cause__):
+                raise
+            raise ModelError(
+                f"adapter {directory} was made for another model{of}: its tensors have other shapes than the "
+                f"{type(base).__name__} {name} needs. Give the base model that it was trained on."
+            ) from None
     # PEFT only warns of tensors that an adapter for another model lacks here, and leaves them fresh.
     missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
     if missing:
         raise ModelError(f"adapter {directory} was not made for {type(base).__name__}: {missing[0][:300]}")
+    if made_for and not _are_one_place(made_for, name):
+        _log.warning(
+            "adapter %s was made for the base model %s, and this is %s. Unless they are the same, its answers mean "
+            "nothing.",
+            directory, made_for, name,
+        )  # fmt: skip
     return network
 
 
@@ -90,6 +109,11 @@ def with_sidecar(source: ModelSource, directory: Path) -> ModelSource:
             f"{path} is broken: {type(error).__name__}: {error}. Expected what `fedeat run` wrote; without this file "
             "the adapter is read as PEFT alone would."
         ) from None
+
+
+def _are_one_place(first: str, second: str) -> bool:
+    """Whether two names of models are one hub name or one directory."""
+    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def _require_adapter(directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from fedeat.errors import ModelError
 
 Kind: TypeAlias = Literal["causal-lm", "sequence-classification"]
+
+_TOKENIZER = re.compile(r"token|vocab|merges|sentencepiece|spiece|bpe|\.model$|tekken")
+"""In the name of each file that holds a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ def load_tokenizer(source: ModelSource) -> Any:
         ModelError: there is no tokenizer, or it has neither a padding nor an end-of-sequence token.
     """
     _check_directory(source.name)
+    absent = ModelError(
+        f"{source.name} has no tokenizer files. Expected tokenizer.json or the like beside its weights."
+    )
+    if Path(source.name).is_dir() and not any(_TOKENIZER.search(file.name) for file in Path(source.name).iterdir()):
+        raise absent
     tokenizer = attempt(
         f"tokenizer of {source.name}",
         lambda: transformers.AutoTokenizer.from_pretrained(
@@ -93,9 +102,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         ),
     )
     if not len(tokenizer):
-        raise ModelError(
-            f"{source.name} has no tokenizer files. Expected tokenizer.json or the like beside its weights."
-        )
+        raise absent
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
