@@ -154,6 +154,13 @@ def test_what_is_wrong_with_an_output_is_said_before_the_work(fedeat: Fedeat, se
     refused(fedeat(*attack, "a.png", "--kind", "embedding"), "--out a.png: expected the curve's file")
     refused(fedeat("evaluate", "--model", "absent", "--data", "absent.json", "-o", "place"), "it is a directory")
     refused(fedeat("refusal", "--model", "absent", "--data", "absent.csv", "-o", "place"), "it is a directory")
+    if Path("/proc").is_dir():  # nobody may write there
+        refused(fedeat(*attack, "/proc/x.json", "--kind", "typos"), "--out: /proc cannot be written")
+    same = Path("pairs.json")
+    shutil.copy(sentiment_files["pairs"], same)
+    for command in (("attack", "--kind", "typos"), ("evaluate", "--model", "absent"), ("refusal", "--model", "absent")):
+        refused(fedeat(*command, "--data", same, "--out", "place/../pairs.json"), "it is also read")
+    assert same.read_bytes() == sentiment_files["pairs"].read_bytes()
     refused(fedeat("evaluate", "--model", "absent", "--data", "place"), "place is a directory. Expected one of .json")
     Path("file").touch()
     refused(fedeat("report", "file"), "file is a file; expected a run or comparison directory")
@@ -205,8 +212,13 @@ def test_data_that_is_none_is_told(
     refused(evaluated, name)
 
 
-def test_an_output_directory_that_cannot_be_is_told(fedeat: Fedeat, make_config: MakeConfig) -> None:
+def test_an_output_directory_that_cannot_be_is_told(
+    fedeat: Fedeat, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("file").write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr("fedeat.model.load_model", pytest.fail)  # said before the work
+        refused(fedeat("calibrate", make_config(), "--out", "file"), "file is, or lies in, a file. Expected a direc")
     for place in ("file", "file/below"):
         refused(fedeat("run", make_config(), "--out", place), "Expected a directory")
         refused(fedeat("compare", make_config(), "--out", place), "Expected a directory")
@@ -363,6 +375,19 @@ def test_attacks_on_texts_write_pairs_that_an_evaluation_reads(
     right = [row for row in rows if row["type"] == "modified" and row["fell"] is not None]
     assert f"attack success rate: {sum(row['fell'] for row in right)}/{len(right)}" in said["adaptive"]
     assert len({row["prompt"] for row in rows if row["type"] == "original"}) * 2 <= len(rows)
+
+
+def test_an_attack_that_changes_no_text_is_warned_of_and_has_no_rate(
+    fedeat: Fedeat, language_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"sentence": "a", "label": 1}\n{"sentence": "the", "label": 0}\n')
+    given = ("--model", language_model, "--template", "plain", "--kind", "adaptive", "--out", "out.json")
+    code, out, err = fedeat("attack", "--data", path, *given)
+    assert code == 0, err
+    assert "0 of 2 texts changed" in out
+    assert "attack success rate" not in out
+    assert "warning: no text was changed" in err
 
 
 def test_an_attack_on_embeddings_writes_a_curve_and_its_picture(

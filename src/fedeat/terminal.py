@@ -148,7 +148,10 @@ def show_attack(attacked: Sequence[Attacked]) -> None:
         highlight=False,
     )
     tried = [found for found in attacked if found.fell is not None]
-    if tried:
+    if not changed:
+        text = "no text was changed, so the pairs and their attack success rate say nothing of the model."
+        err.print(f"[yellow]warning:[/yellow] {text}", highlight=False)
+    elif tried:
         fallen = sum(bool(found.fell) for found in tried)
         price = queries_per_success(attacked)
         cost = "" if price is None else f", {price:.0f} queries a success"

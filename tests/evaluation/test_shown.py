@@ -45,6 +45,13 @@ def test_pairs_that_cutting_makes_the_same_are_counted_and_flagged(make_model: A
     assert not any(flag.startswith("identical") for flag in row["flags"])
 
 
+def test_a_pair_that_an_attack_left_as_it_was_is_not_lost(word_model: AdaptedModel) -> None:
+    sets = [EvaluationSet("pairs", pairs=(pair(0, "a good film", "a good film"), pair(1, "a bad film", "a good film")))]
+    assert shown(word_model, sets) == [Shown("sst2", texts=4, cut=0, pairs=2, same=0)]
+    (row,), _ = evaluate(word_model, sets)
+    assert row["same"] == 0
+
+
 def test_a_classifier_s_texts_are_counted_as_it_is_shown_them(classifier: AdaptedModel) -> None:
     classifier.max_length = 20
     # Cut at its end: a text loses what is behind its first tokens.

@@ -98,17 +98,38 @@ def parse_radii(text: str) -> tuple[float, ...]:
     return values
 
 
-def prepare_output(file: Path) -> None:
+def prepare_output(file: Path, read: Sequence[Path] = ()) -> None:
     """Makes the directory of a file that a command writes at its end; what is wrong with it is said before the work.
 
+    Args:
+        file: what is written.
+        read: what the command reads.
+
     Raises:
-        FedeatError: it is a directory, or its own cannot be made.
+        FedeatError: it is a directory or one of the files that are read, or it cannot be written.
+    """
+    if file.is_dir():
+        raise FedeatError(f"--out {file}: it is a directory. Expected a file, such as {file / 'out.json'}.")
+    if file.resolve() in [path.resolve() for path in read]:
+        raise FedeatError(f"--out {file}: it is also read, and would be overwritten. Choose another file.")
+    prepare_directory(file.resolve().parent)
+
+
+def prepare_directory(directory: Path) -> None:
+    """Makes a directory that a command writes into at its end, and tries to; as `prepare_output`.
+
+    Raises:
+        FedeatError: it cannot be made or written.
     """
     from fedeat import records
 
-    if file.is_dir():
-        raise FedeatError(f"--out {file}: it is a directory. Expected a file, such as {file / 'out.json'}.")
-    records.make_directory(file.resolve().parent)
+    records.make_directory(directory)
+    probe = directory / ".fedeat.new"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FedeatError(f"--out: {directory} cannot be written: {error.strerror}. Choose another place.") from None
 
 
 def choice(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -59,7 +59,7 @@ def evaluate(
 
     choice("--scorer", scorer, ("likelihood", "generation"))
     if output is not None:
-        prepare_output(output)
+        prepare_output(output, [*data, *(files or [])])
     sources = [Source(path=str(path), task=task, limit=limit) for path in [*data, *(files or [])]]
     sets = experiment.evaluation_sets(sources)
     network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
@@ -134,7 +134,7 @@ def attack(
         raise FedeatError(f"--kind {kind} needs --model: it looks into the model or asks it.")
     if kind == "embedding" and output.suffix == ".png":
         raise FedeatError(f"--out {output}: expected the curve's file, such as curve.json; its plot is put beside it.")
-    prepare_output(output)
+    prepare_output(output, data)
     sets = experiment.evaluation_sets([Source(path=str(path), task=task) for path in data])
     network = None
     if model is not None and kind not in attacking.WITHOUT_MODEL:
@@ -199,7 +199,7 @@ def refusal(
     from fedeat.evaluation.refusal import read_behaviours
 
     if output is not None:
-        prepare_output(output)
+        prepare_output(output, data)
     behaviours = [item for path in data for item in read_behaviours(path)[:limit]]
     network = load(model, adapter, dtype=dtype, template=template, max_length=max_length)
     with terminal.stage_bars() as tell:

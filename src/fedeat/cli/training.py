@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedeat import terminal
-from fedeat.cli.application import ConfigFile, Overrides, choice, parse_radii, show_rows
+from fedeat.cli.application import ConfigFile, Overrides, choice, parse_radii, prepare_directory, show_rows
 from fedeat.errors import FedeatError
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def calibrate(
     from fedeat.experiment import calibration
     from fedeat.model import load_model
 
+    tried = parse_radii(radii) or calibration.GRID
     settings = config.load(config_file, set_ or ())
+    prepare_directory(output)
     rows = experiment.training_examples(settings)
     pool = [example for example in rows if not example.away]
     if len(pool) < len(rows):
@@ -174,14 +176,13 @@ def calibrate(
             network,
             [network.encode(example) for example in drawn],
             tasks=[example.task for example in drawn],
-            radii=parse_radii(radii) or calibration.GRID,
+            radii=tried,
             steps=steps,
             norm=settings.perturbation.norm,
             batch_size=settings.client.batch_size,
             seed=settings.seed,
             progress=tell,
         )
-    records.make_directory(output)
     records.write_json(output / "calibration.json", found.record())
     points = [dataclasses.asdict(point) for point in found.points]
     report.calibration_figure(points, found.recommended).savefig(output / "calibration.png", dpi=150)

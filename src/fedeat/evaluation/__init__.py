@@ -13,7 +13,7 @@ from fedeat.data import Example
 from fedeat.evaluation.robustness import JudgedPair, Row, TaskPredictions, average, is_win, rank, task_row
 from fedeat.evaluation.scoring import Progress, Scorer, predict
 from fedeat.evaluation.sets import EvaluationSet, Pair, distinct_pairs, only, read_evaluation, read_pairs
-from fedeat.evaluation.shown import are_the_same, as_shown, shown
+from fedeat.evaluation.shown import as_shown, is_lost, shown
 from fedeat.evaluation.tasks import TASKS, Item, example
 
 if TYPE_CHECKING:  # a report reads rows without loading a model library
@@ -104,7 +104,7 @@ def evaluate(
             "modified": modified,
             "method": pair.method,
         }
-        predictions[pair.task]["pairs"].append({**judged, "same": True} if are_the_same(*sides) else judged)
+        predictions[pair.task]["pairs"].append({**judged, "same": True} if is_lost(pair, *sides) else judged)
     before, after = answers[third : third + len(tried)], answers[third + len(tried) :]
     for (_, item), without, with_ in zip(tried, before, after, strict=True):
         entry = predictions[item.task].setdefault("triggered", {"target": item.label, "clean": [], "predictions": []})

@@ -37,7 +37,7 @@ IDENTICAL = 0.05
 class JudgedPair(TypedDict):
     """A pair's label and the model's answers to both its texts; None is an answer that is no answer.
 
-    `same` is there, and true, where the model was shown the same tokens of both.
+    `same` is there, and true, where the texts differ and the model was shown the same tokens of both.
     """
 
     index: int | str
@@ -105,7 +105,7 @@ def task_row(task: str, predictions: TaskPredictions, *, seed: int) -> Row:
     it has. Unparsable answers are wrong, count in every denominator, and have their share shown.
 
     "cut" is how many of its texts, benign and of pairs, did not fit into the model's maximum length, and "same" how
-    many pairs were the same tokens on both sides; both are None where the predictions do not say.
+    many pairs of two texts were the same tokens on both sides; both are None where the predictions do not say.
 
     Where a backdoor's trigger was tried, "backdoor" is the share of texts of other classes that get its answer with
     the trigger in them, and "backdoor_clean" the share of the same texts that get it without.

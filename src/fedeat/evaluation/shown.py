@@ -1,6 +1,7 @@
 """What of its evaluation a model is shown: texts that its maximum length cuts, and pairs it cannot tell apart.
 
 A pair whose two sides are the same tokens is right or wrong on both, so it counts as not broken whatever the model is.
+A pair whose texts are the same already in its file is none of these: an attack that could not change a text says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedeat.data import Encoded
 from fedeat.evaluation.robustness import IDENTICAL
 from fedeat.evaluation.scoring import Scorer, asked
-from fedeat.evaluation.sets import EvaluationSet, distinct_pairs
+from fedeat.evaluation.sets import EvaluationSet, Pair, distinct_pairs
 from fedeat.evaluation.tasks import TASKS, Item, example
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Shown:
         texts: benign texts and both sides of each pair.
         cut: how many of them are cut to the model's maximum length.
         pairs: original/modified pairs.
-        same: how many of them are the same tokens on both sides.
+        same: how many of them have two texts that are the same tokens.
     """
 
     task: str
@@ -74,7 +75,7 @@ def shown(
     items = [*benign, *(pair.original for pair in pairs), *(pair.modified for pair in pairs)]
     tokens = as_shown(model, items, scorer=scorer)
     originals, modified = tokens[len(benign) : len(benign) + len(pairs)], tokens[len(benign) + len(pairs) :]
-    same = [pair.task for pair, one, other in zip(pairs, originals, modified, strict=True) if are_the_same(one, other)]
+    same = [pair.task for pair, *sides in zip(pairs, originals, modified, strict=True) if is_lost(pair, *sides)]
     cut = [item.task for item, found in zip(items, tokens, strict=True) if found.cut]
     texts = [item.task for item in items]
     tasks = [pair.task for pair in pairs]
@@ -90,6 +91,7 @@ def as_shown(model: AdaptedModel, items: Sequence[Item], *, scorer: Scorer) -> l
     return asked(model, [example(item, model.kind) for item in items], scorer=scorer)
 
 
-def are_the_same(first: Encoded, second: Encoded) -> bool:
-    """Whether a model is shown the same."""
-    return first.input_ids == second.input_ids and first.token_type_ids == second.token_type_ids
+def is_lost(pair: Pair, original: Encoded, modified: Encoded) -> bool:
+    """Whether a pair's texts differ and a model is shown the same of both."""
+    sides = [(side.input_ids, side.token_type_ids) for side in (original, modified)]
+    return pair.original != pair.modified and sides[0] == sides[1]
