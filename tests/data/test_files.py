@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from collections.abc import Callable
@@ -55,7 +56,8 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "endless nesting": ("a.json", b"[" * 100_000, "not valid JSON"),
     "endless nesting in a line": ("a.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
     "endless number": ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not valid JSON"),
-    "empty file": ("a.json", b"", "not valid JSON"),
+    "empty file": ("a.json", b"", r"a\.json holds no rows\. Expected at least one example"),
+    "blank file": ("a.json", b" \n", "holds no rows"),
     "no lines": ("a.jsonl", b"\n\n", "holds no rows"),
     "empty list": ("a.json", b"[]", "holds no rows"),
     "scalar": ("a.json", b"3", "holds a JSON int. Expected a list"),
@@ -87,6 +89,14 @@ def test_broken_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
     assert name in str(caught.value)
 
 
+def test_a_cell_of_a_table_may_be_a_long_document(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    text = "word " * 60_000
+    (tmp_path / "a.csv").write_text(f'instruction,output\n"{text}",short\n')
+    assert read_rows(tmp_path / "a.csv") == [{"instruction": text, "output": "short"}]
+    assert csv.field_size_limit() == before
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.csv", "a.parquet"])
 def test_missing_file_and_directory_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
@@ -105,6 +115,9 @@ def test_missing_file_and_directory_are_refused(name: str, tmp_path: Path) -> No
         ("/x", True),
         ("x.jsonl.gz", True),
         ("a/b.csv", True),
+        ("data/nothere.txt", True),
+        ("a/b/c", True),
+        ("org/set-v1.2", False),
     ],
 )
 def test_local_file_is_told_from_hub_name(source: str, local: bool) -> None:

@@ -14,6 +14,10 @@ from fedeat.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 """File kinds that are read, each also gzipped as `.gz` except Parquet."""
+_OTHER_SUFFIXES = (".gz", ".zip", ".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".ndjson", ".xml", ".yaml")
+"""Kinds that are not, but are files all the same."""
+_LONGEST_CELL = 2**31 - 1
+"""Characters a CSV cell may have; the csv module's own limit would refuse a long document."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -59,7 +63,8 @@ def read_hub(name: str, *, split: str = "train") -> list[dict[str, Any]]:
 def is_local(source: str) -> bool:
     """Whether a data source names a file rather than a data set on the hub."""
     path = Path(source)
-    return path.exists() or path.is_absolute() or source.startswith(".") or path.name.endswith((*SUFFIXES, ".gz"))
+    looks_local = path.is_absolute() or source.startswith(".") or source.count("/") > 1  # a hub name has one at most
+    return path.exists() or looks_local or path.name.lower().endswith((*SUFFIXES, *_OTHER_SUFFIXES))
 
 
 def _kind(path: Path) -> str:
@@ -114,6 +119,8 @@ def _parse_lines(text: str, path: Path) -> list[Any]:
 
 def _json_rows(path: Path) -> list[Any]:
     text = _read_text(path)
+    if not text.strip():
+        return []
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -133,6 +140,7 @@ def _json_rows(path: Path) -> list[Any]:
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     rows = []
+    limit = csv.field_size_limit(_LONGEST_CELL)
     try:
         names = reader.fieldnames or ()
         if len(set(names)) < len(names):
@@ -146,6 +154,8 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(dict(row))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num} is not valid CSV: {error}. Is the file complete?") from None
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 
