@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,16 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    """A page's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def short_demo(place: Path) -> None:
+    """What `make demo` leaves behind and snippets use, without its runs; one round is enough to try a command."""
+    settings = demo.configuration(place)
+    short = config.with_values(settings, {"federation.rounds": 1, "client.max_steps": 1})
+    (place / "config.toml").write_text(config.to_toml(short))
 
 
 def commands() -> list[list[str]]:
@@ -29,6 +37,18 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_snippet_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_federation_with_a_rule_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "aggregation.md").read_text()
+    (code,) = (block for block in blocks("python", page) if "experiment.prepare" in block)
+    short_demo(tmp_path / "demo-out")
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {}
+    exec(compile(code, "aggregation.md", "exec"), told)
+    assert [row["task"] for row in told["rows"]] == ["sst2", "qqp", "mnli", "qnli"]
+    assert sorted(told["result"].weights.values()) == [0.0] * 5 + [0.2] * 5
+    assert (tmp_path / "near-half" / "adapter_model.safetensors").is_file()
 
 
 def test_every_command_is_make_or_fedeat() -> None:
@@ -48,10 +68,7 @@ def test_fedeat_commands_run_in_order_after_the_demo(
 ) -> None:
     for name in ("src", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    # What `make demo` leaves behind and the commands use, without its runs; one round is enough to try a command.
-    settings = demo.configuration(tmp_path / "demo-out")
-    short = config.with_values(settings, {"federation.rounds": 1, "client.max_steps": 1})
-    (tmp_path / "demo-out" / "config.toml").write_text(config.to_toml(short))
+    short_demo(tmp_path / "demo-out")
     monkeypatch.chdir(tmp_path)
     for words in commands():
         if words[0] == "fedeat":
