@@ -127,7 +127,12 @@ class AdaptedModel:
         )
 
     def encode_prompt(self, prompt: str, *, max_new_tokens: int) -> Encoded:
-        """Token ids of an instruction as `generate` puts it to the model: what follows fits into its positions."""
+        """Token ids of an instruction in this model's template, cut so that its answer fits into the model's positions.
+
+        Args:
+            prompt: before the template.
+            max_new_tokens: >= 1, of the answer.
+        """
         limit = loading.positions(self._base)
         room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
         return self._encode_instruction(Example(prompt), room)
@@ -277,17 +282,6 @@ class AdaptedModel:
         """All dropout off and no gradients."""
         with torch.no_grad():
             yield
-
-    def encode_prompt(self, prompt: str, *, max_new_tokens: int) -> Encoded:
-        """Token ids of an instruction in this model's template, cut so that its answer fits into the model's positions.
-
-        Args:
-            prompt: before the template.
-            max_new_tokens: >= 1, of the answer.
-        """
-        limit = loading.positions(self._base)
-        room = self.max_length if limit is None else min(self.max_length, max(limit - max_new_tokens, 1))
-        return self._encode_instruction(Example(prompt), room)
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
         """Greedy continuations of prompts rendered in the model's template, without special tokens.
