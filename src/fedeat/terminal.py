@@ -211,8 +211,8 @@ def show_calibration(found: Calibration) -> None:
     if found.points and found.points[0].accuracy <= found.chance:
         right, guessed = (f"{100 * share:.1f} %" for share in (found.points[0].accuracy, found.chance))
         out.print(
-            f"The model is right on {right}; always giving the most frequent answer is on {guessed}. It has nothing to "
-            "lose, so no radius can be recommended. Calibrate a trained model, with --adapter."
+            f"The model is right on {right}; always giving the most frequent answer of a task is on {guessed}. It has "
+            "nothing to lose, so no radius can be recommended. Calibrate a trained model, with --adapter."
         )
     elif found.recommended is None:
         out.print("No radius of the grid leaves half of the accuracy above chance. Try smaller ones with --radii.")
