@@ -38,7 +38,10 @@ from fedeat.report.reading import read_records
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 800
 """Rows of a task that settings of the language model are chosen by."""
-MIXED = {"gm-nnm": {"perturbation.kind": "none", "aggregation.before": ["nearest_neighbour_mixing"]}}
+MIXED = {
+    "gm-nnm": {"perturbation.kind": "none", "aggregation.before": ["nearest_neighbour_mixing"]},
+    "fedeat-nnm": {"aggregation.before": ["nearest_neighbour_mixing"]},
+}
 """Beyond the paper's methods: the median of updates that were each averaged with their nearest."""
 
 

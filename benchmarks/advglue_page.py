@@ -55,8 +55,8 @@ TITLES = {
     "attacks": (
         "Every attack, 30 % malicious clients",
         "One federation a task: 10 clients, Dirichlet(0.5) by label, three of them malicious where there is an attack. "
-        "gm-nnm, where it stands, is no method of the paper: the median of updates that were each averaged with their "
-        "nearest ([nearest-neighbour mixing](../aggregation.md)).",
+        "gm-nnm and fedeat-nnm, where they stand, are no methods of the paper: gm and fedeat whose updates were each "
+        "averaged with their nearest before the median ([nearest-neighbour mixing](../aggregation.md)).",
     ),
     "heterogeneity": (
         "Even data against label and task skew",
