@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -334,6 +335,13 @@ def test_on_a_line_the_middle_of_the_inner_two_is_the_answer_in_every_order(
         random.shuffle(order)  # type: ignore[attr-defined]
 
 
+def test_a_tolerance_below_rounding_changes_no_answer_on_a_line() -> None:
+    line = torch.tensor([[1e3], [1.5], [999.0], [0.0]], dtype=torch.float64)
+    result = aggregate(line, rule=functools.partial(geometric_median, tolerance=1e-17))
+    assert result.value.tolist() == [500.25]
+    assert not result.converged
+
+
 def test_unequal_weights_on_a_line_take_the_weighted_median() -> None:
     line = torch.tensor([[5.0], [0.0], [1.0], [3.0], [1003.0]])
     assert aggregate(line, prior_weights=[1, 2, 3, 1, 5]).value.tolist() == [4.0]
@@ -356,5 +364,8 @@ def test_near_a_line_the_weights_are_those_of_a_mean_and_the_objective_is_that_o
         result = aggregate(updates)
         assert float(result.weights.min()) >= -0.02
         assert float(result.weights.sum()) == pytest.approx(1, abs=1e-13)
-        reached = float(objective(updates, result.value, torch.full((count,), 1 / count, dtype=torch.float64)))
+        prior = torch.full((count,), 1 / count, dtype=torch.float64)
+        reached = float(objective(updates, result.value, prior))
         assert reached == pytest.approx(result.objective, rel=1e-9)
+        best = float(objective(updates.expand(count, -1, -1), updates, prior).min())
+        assert reached / best - 1 <= result.gap + 1e-13

@@ -121,8 +121,8 @@ def geometric_median(
 
 def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: int) -> ClientWeights:
     gram, prior = products.numpy(), weights.numpy()
-    found = _on_a_line(gram, prior)
-    if found is not None and found.gap <= tolerance:
+    found = _on_a_line(gram, prior, tolerance)
+    if found is not None and found.gap <= max(tolerance, TOLERANCE):
         return found
     distances = squared_distances(products).numpy()
     start = medoid(products, weights)
@@ -169,14 +169,15 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
     return ClientWeights(torch.from_numpy(coefficients), iterations, objective, gap, majority_gap, gap <= tolerance)
 
 
-def _on_a_line(gram: Matrix, prior: Vector) -> ClientWeights | None:
+def _on_a_line(gram: Matrix, prior: Vector, tolerance: float) -> ClientWeights | None:
     """The median of updates on one line, None where they are on none or are all the same.
 
     On a line Newton's system is nothing but rounding, and the order of the updates says it all. Where half of the
     weight lies on either side, everything between two updates is optimal: their middle alone depends on nothing but the
     updates themselves.
     """
-    unseen = RESOLUTION * (gram.diagonal() + gram.diagonal().min())
+    norms = np.maximum(gram.diagonal(), 0.0)
+    unseen = RESOLUTION * (norms + norms.min())
     places = _places(gram, unseen)
     if places is None:
         return None
@@ -195,7 +196,7 @@ def _on_a_line(gram: Matrix, prior: Vector) -> ClientWeights | None:
     excess = _beside(prior, radii, aside**2)
     paid = _paid_by_half(prior, radii) or objective
     gap, majority_gap = (excess / part + 8 * _ROUNDING + slack for part in (objective, paid))
-    return ClientWeights(torch.from_numpy(weights), 0, objective, gap, majority_gap)
+    return ClientWeights(torch.from_numpy(weights), 0, objective, gap, majority_gap, gap <= tolerance)
 
 
 def _places(gram: Matrix, unseen: Vector) -> Vector | None:
@@ -230,21 +231,29 @@ def _at_data_point(
             if ties.any():
                 other = int(np.argmax(np.where(ties, column, -1.0)))
                 weights[point], weights[other] = 0.5, 0.5
-        # The others' pulls, and their sum scaled down to this client's weight, are a dual point. Updates that cannot be
-        # told from this one may yet be some way off.
-        gap = max(0.0, 1 - mass / pull) if pull > 0 else 0.0
-        norms = np.maximum(gram.diagonal(), 0.0)
-        unseen = RESOLUTION * (norms + norms[point])
-        unseen[point] = 0.0
-        excess = _beside(prior, radii, unseen)
-        if objective > 0:
-            gap += excess / objective + 8 * _ROUNDING
-        elif excess > 0:
-            gap = math.inf
+        gap = _data_point_gap(gram, prior, point, radii, pulls, pull)
         return ClientWeights(torch.from_numpy(weights), 0, objective, gap, gap, gap <= tolerance)
     share = mass / pull
     away: Vector = (1 - share) * pulls / pulls.sum() + share * np.where(same, prior, 0.0) / mass
     return away
+
+
+def _data_point_gap(gram: Matrix, prior: Vector, point: int, radii: Vector, pulls: Vector, pull: float) -> float:
+    """Proven bound of how far the objective at an update is above its minimum, relatively.
+
+    The others' pulls, and their sum scaled down to the weight of the update and its equals, are a dual point. What the
+    products cannot tell may lengthen that sum, or move the others, and equals, some way aside.
+    """
+    norms, same = np.maximum(gram.diagonal(), 0.0), radii == 0
+    unseen = RESOLUTION * (norms + norms[point])
+    unseen[point] = 0.0
+    mass, objective, alike = float(prior[same].sum()), float(radii @ prior), _beside(prior, radii, unseen * same)
+    if objective == 0:
+        return math.inf if alike > 0 else 0.0
+    longest = math.hypot(pull, float(pulls @ np.sqrt(unseen)))
+    missing, at_most = (1 - mass / max(total, mass) for total in (pull, longest))
+    aside = _beside(prior, radii, unseen * ~same) / objective
+    return min(at_most, missing + aside) + alike / objective + 8 * _ROUNDING
 
 
 def iterate(gram: Matrix, prior: Vector, coefficients: Vector) -> State:
