@@ -145,10 +145,11 @@ class RunDirectory:
         """Writes the configuration and the environment of a run that is ready to train; `check` comes before.
 
         Args:
-            config_toml: the configuration; what another left of a first round that it did not finish goes.
+            config_toml: the configuration; what another one's clients left of a first round that did not end goes.
             environment: as `environment` made it.
         """
-        if not _checkpoints(self.path):
+        is_another = self.config_file.is_file() and self.config_file.read_bytes() != config_toml.encode()
+        if is_another and not _checkpoints(self.path):
             shutil.rmtree(self.path / "residuals", ignore_errors=True)
         write_text(self.config_file, config_toml)
         write_json(self.path / ENVIRONMENT, environment)
