@@ -50,28 +50,32 @@ INLINE float lane_sum(const void *vector, size_t bytes)
 #define DEFINE_PRODUCTS(NAME, TARGET, WIDTH, T)                                                                        \
     typedef float NAME##_vector __attribute__((vector_size(WIDTH), aligned(4), may_alias));                            \
                                                                                                                        \
-    TARGET static void NAME##_tile(const float *const a[T], const float *const b[T], size_t begin, size_t end,         \
-                                   const float *const *ahead, size_t aheads, float out[T][T])                          \
+    /* A tile on the diagonal, where a is b, has no use for what lies below. */                                        \
+    TARGET INLINE void NAME##_tile(int diagonal, const float *const a[T], const float *const b[T], size_t begin,       \
+                                   size_t end, const float *const *ahead, size_t aheads, float out[T][T])              \
     {                                                                                                                  \
         const size_t lanes = WIDTH / sizeof(float);                                                                    \
-        NAME##_vector sum[T][T];                                                                                       \
+        NAME##_vector sum[T][T]; /* no pointer to any of it is taken, or it would not stay in registers */             \
         size_t k = begin;                                                                                              \
-        memset(sum, 0, sizeof sum);                                                                                    \
+        UNROLL for (int i = 0; i < T; i++) UNROLL for (int j = 0; j < T; j++) sum[i][j] = (NAME##_vector){0};          \
         for (; k + lanes <= end; k += lanes) {                                                                         \
             for (size_t p = 0; p < aheads; p++) __builtin_prefetch(ahead[p] + k, 0, 2);                                \
             NAME##_vector left[T];                                                                                     \
             UNROLL for (int i = 0; i < T; i++) left[i] = *(const NAME##_vector *)(a[i] + k);                           \
             UNROLL for (int j = 0; j < T; j++) {                                                                       \
-                NAME##_vector right = *(const NAME##_vector *)(b[j] + k);                                              \
-                UNROLL for (int i = 0; i < T; i++) sum[i][j] += left[i] * right;                                       \
+                NAME##_vector right = diagonal ? left[j] : *(const NAME##_vector *)(b[j] + k);                         \
+                UNROLL for (int i = 0; i < T; i++) if (!diagonal || i <= j) sum[i][j] += left[i] * right;              \
             }                                                                                                          \
         }                                                                                                              \
-        for (int i = 0; i < T; i++) {                                                                                  \
-            for (int j = 0; j < T; j++) {                                                                              \
-                out[i][j] = lane_sum(&sum[i][j], WIDTH);                                                               \
-                for (size_t rest = k; rest < end; rest++) out[i][j] += a[i][rest] * b[j][rest];                        \
+        UNROLL for (int i = 0; i < T; i++) {                                                                           \
+            UNROLL for (int j = 0; j < T; j++) {                                                                       \
+                NAME##_vector one = sum[i][j];                                                                         \
+                if (!diagonal || i <= j) out[i][j] = lane_sum(&one, WIDTH);                                            \
             }                                                                                                          \
         }                                                                                                              \
+        for (; k < end; k++)                                                                                           \
+            for (int i = 0; i < T; i++)                                                                                \
+                for (int j = diagonal ? i : 0; j < T; j++) out[i][j] += a[i][k] * b[j][k];                             \
     }                                                                                                                  \
                                                                                                                        \
     TARGET static void NAME(const float *const *rows, size_t n, size_t columns, size_t chunk, double *total)           \
@@ -90,44 +94,62 @@ INLINE float lane_sum(const void *vector, size_t bytes)
                     }                                                                                                  \
                     /* While a tile is worked on, the next chunk of some rows is fetched: a hint, which may miss. */   \
                     while (aheads < most && next < n) ahead[aheads++] = rows[next++] + chunk;                          \
-                    NAME##_tile(a, b, begin, end, ahead, aheads, part);                                                \
+                    if (i == j)                                                                                        \
+                        NAME##_tile(1, a, a, begin, end, ahead, aheads, part);                                         \
+                    else                                                                                               \
+                        NAME##_tile(0, a, b, begin, end, ahead, aheads, part);                                         \
                     for (size_t s = 0; s < T && i + s < n; s++)                                                        \
-                        for (size_t t = 0; t < T && j + t < n; t++) total[(i + s) * n + j + t] += part[s][t];          \
+                        for (size_t t = i == j ? s : 0; t < T && j + t < n; t++)                                       \
+                            total[(i + s) * n + j + t] += part[s][t];                                                  \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
     }
 
-/* sum[k] += sum_i w[i] * x[i][k] of eight rows, for k in first..last. */
-INLINE void add_eight(const float *const *x, const float *w, size_t first, size_t last, float *restrict sum)
-{
-    const float *p = x[0], *q = x[1], *r = x[2], *s = x[3], *t = x[4], *u = x[5], *v = x[6], *z = x[7];
-    for (size_t k = first; k < last; k++)
-        sum[k] += ((w[0] * p[k] + w[1] * q[k]) + (w[2] * r[k] + w[3] * s[k])) +
-                  ((w[4] * t[k] + w[5] * u[k]) + (w[6] * v[k] + w[7] * z[k]));
-}
-
 /* Defines NAME(rows, weights, n, columns, out): out = sum_i weights[i] * rows[i], in float32.
  *
- * Eight rows at a time, over columns that stay in the first cache, while those of the next round come to the second.
+ * Few rows are read side by side, and the processor fetches them by itself. Of many it would lose track: they are read
+ * in groups, over columns of the sum that stay in the first cache, while those of the next round come to the second.
  */
-#define DEFINE_COMBINATION(NAME, TARGET)                                                                               \
+#define DEFINE_COMBINATION(NAME, TARGET, WIDTH)                                                                        \
+    typedef float NAME##_vector __attribute__((vector_size(WIDTH), aligned(4), may_alias));                            \
+                                                                                                                       \
+    TARGET INLINE void NAME##_group(const float *const *rows, const float *weights, size_t n, int first, size_t ahead, \
+                                    size_t begin, size_t end, float *out)                                              \
+    {                                                                                                                  \
+        const size_t lanes = WIDTH / sizeof(float), line = 4 * lanes;                                                  \
+        size_t k = begin;                                                                                              \
+        for (; k + line <= end; k += line) {                                                                           \
+            NAME##_vector sum[4];                                                                                      \
+            UNROLL for (size_t l = 0; l < 4; l++)                                                                      \
+                sum[l] = first ? (NAME##_vector){0} : *(const NAME##_vector *)(out + k + l * lanes);                   \
+            for (size_t i = 0; i < n; i++) {                                                                           \
+                const float *row = rows[i] + k;                                                                        \
+                UNROLL for (size_t l = 0; ahead && l < line; l += 16) __builtin_prefetch(row + l + ahead, 0, 2);       \
+                UNROLL for (size_t l = 0; l < 4; l++)                                                                  \
+                    sum[l] += weights[i] * *(const NAME##_vector *)(row + l * lanes);                                  \
+            }                                                                                                          \
+            UNROLL for (size_t l = 0; l < 4; l++) *(NAME##_vector *)(out + k + l * lanes) = sum[l];                    \
+        }                                                                                                              \
+        for (; k < end; k++) {                                                                                         \
+            float rest = first ? 0 : out[k];                                                                           \
+            for (size_t i = 0; i < n; i++) rest += weights[i] * rows[i][k];                                            \
+            out[k] = rest;                                                                                             \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
     TARGET static void NAME(const float *const *rows, const float *weights, size_t n, size_t columns, float *out)      \
     {                                                                                                                  \
-        const size_t chunk = 2048, line = 16;                                                                          \
+        const size_t chunk = 2048, group = 8;                                                                          \
+        if (n <= 12) {                                                                                                 \
+            NAME##_group(rows, weights, n, 1, 0, 0, columns, out);                                                     \
+            return;                                                                                                    \
+        }                                                                                                              \
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
-            size_t end = columns - begin < chunk ? columns : begin + chunk, i = 0;                                     \
-            memset(out + begin, 0, (end - begin) * sizeof(float));                                                     \
-            for (; i + 8 <= n; i += 8) {                                                                               \
-                size_t k = begin;                                                                                      \
-                for (; k + line <= end; k += line) {                                                                   \
-                    UNROLL for (size_t t = i; t < i + 8; t++) __builtin_prefetch(rows[t] + k + chunk, 0, 2);           \
-                    add_eight(rows + i, weights + i, k, k + line, out);                                                \
-                }                                                                                                      \
-                add_eight(rows + i, weights + i, k, end, out);                                                         \
-            }                                                                                                          \
-            for (; i < n; i++)                                                                                         \
-                for (size_t k = begin; k < end; k++) out[k] += weights[i] * rows[i][k];                                \
+            size_t end = columns - begin < chunk ? columns : begin + chunk, i = group;                                 \
+            NAME##_group(rows, weights, group, 1, chunk, begin, end, out);                                             \
+            for (; i < n; i += group)                                                                                  \
+                NAME##_group(rows + i, weights + i, n - i < group ? n - i : group, 0, chunk, begin, end, out);         \
         }                                                                                                              \
     }
 
@@ -178,8 +200,8 @@ typedef void (*distances_fn)(const float *const *, const float *, size_t, size_t
 DEFINE_PRODUCTS(products_avx512, __attribute__((target("avx512f,fma"))), 64, 5)
 DEFINE_PRODUCTS(products_avx2, __attribute__((target("avx2,fma"))), 32, 3)
 DEFINE_PRODUCTS(products_plain, , 16, 3)
-DEFINE_COMBINATION(combination_avx2, __attribute__((target("avx2,fma"))))
-DEFINE_COMBINATION(combination_plain, )
+DEFINE_COMBINATION(combination_avx2, __attribute__((target("avx2,fma"))), 32)
+DEFINE_COMBINATION(combination_plain, , 16)
 DEFINE_DISTANCES(distances_avx2, combination_avx2, __attribute__((target("avx2,fma"))), 32)
 DEFINE_DISTANCES(distances_plain, combination_plain, , 16)
 
@@ -195,7 +217,7 @@ static combination_fn best_combination(void) { return has_avx2() ? combination_a
 static distances_fn best_distances(void) { return has_avx2() ? distances_avx2 : distances_plain; }
 #else
 DEFINE_PRODUCTS(products_plain, , 16, 5)
-DEFINE_COMBINATION(combination_plain, )
+DEFINE_COMBINATION(combination_plain, , 16)
 DEFINE_DISTANCES(distances_plain, combination_plain, , 16)
 
 static products_fn best_products(void) { return products_plain; }
