@@ -46,6 +46,11 @@ _LANGUAGE_MODEL = (
     "instructions; the clients hold second halves; nothing trains on a dev file. The base alone was right on {own} "
     "of test rows."
 )
+_SPREAD = (
+    "Root mean square distance of a round's updates from their mean, over that mean's length, without malicious "
+    "clients: what a robust rule must see through, and what an attacker hides in. A mean over the rounds of each seed, "
+    "then over seeds, in brackets the least and the most of a seed; last, in how many seeds that of EAT is larger."
+)
 TITLES = {
     "advglue": ("Four methods on GLUE and AdvGLUE", "One federation a task: 10 clients, Dirichlet(0.5) by label."),
     "ablation": (
@@ -158,6 +163,9 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     backdoors = _backdoors(records)
     if backdoors:
         parts += ["## The backdoor", backdoors]
+    spreads = _spreads(records) if study == "attacks" else ""
+    if spreads:
+        parts += ["## How far apart honest updates are", spreads]
     parts += ["## What the numbers say", markdown.findings(tables, records.rows)]
     baseline = "" if study in ("heterogeneity", "language-model") else _baseline(tables)
     if baseline:
@@ -214,6 +222,30 @@ def _backdoors(records: Records) -> str:
         "in brackets the least and the most of a seed; then the mean for the same texts without it.\n\n"
         f"{head}\n" + "\n".join(lines)
     )
+
+
+def _spreads(records: Records) -> str:
+    """How far apart the clients' updates are, with adversarial training and without, where all are honest."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for run in records.runs:
+        averaged = run.config.get("aggregation", {}).get("rule") == "mean" and run.condition.attack == "none"
+        if averaged and run.rows and run.seed is not None:
+            found.setdefault(run.rows[0].task, {}).setdefault(run.rows[0].method, {})[run.seed] = spread(run)
+    lines = []
+    for task, own in found.items():
+        plain, trained = own.get("fedavg", {}), own.get("eat", {})
+        shared = plain.keys() & trained.keys()
+        if shared:
+            cells = [
+                f"{_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+                for values in ([by[seed] for seed in shared] for by in (plain, trained))
+            ]
+            more = sum(trained[seed] > plain[seed] for seed in shared)
+            lines.append(f"| {task} | {cells[0]} | {cells[1]} | {more} of {len(shared)} |")
+    if not lines:
+        return ""
+    head = "| | FedAvg | EAT | EAT farther apart |\n| --- | ---: | ---: | ---: |"
+    return "\n".join([f"{_wrapped(_SPREAD)}\n", head, *lines])
 
 
 def _commands(study: str, records: Records) -> str:
@@ -302,6 +334,24 @@ def mixture(run: Run) -> tuple[float, float]:
         -count * math.log(count / sum(counts.values())) for counts in honest for count in counts.values() if count
     )
     return entropy / rows / math.log(len(labels)), 1 - rows / total
+
+
+def spread(run: Run) -> float:
+    """Root mean square distance of a round's updates from their mean, over the mean's length; a mean over rounds.
+
+    Args:
+        run: of which each round's aggregate is the plain mean of its clients' updates.
+    """
+    squares: dict[int, list[float]] = {}
+    for line in run.clients:
+        squares.setdefault(int(line["round"]), []).append(float(line["update_norm"]) ** 2)
+    lengths = {int(line["round"]): float(line["update_norm"]) for line in run.rounds}
+    return _mean(
+        [
+            math.sqrt(max(_mean(found) - lengths[number] ** 2, 0.0)) / lengths[number]
+            for number, found in squares.items()
+        ]
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from fedeat.report.reading import read_records
 
 NewRun = Callable[..., None]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -119,6 +122,32 @@ def test_parts_of_a_grid_have_a_command_each(
         "attacks --tasks sst2 --methods fedavg --attacks sign_flip",
         "attacks --tasks sst2 --methods gm",
     ]
+
+
+def test_the_spread_of_honest_updates_is_that_of_the_updates_themselves(
+    advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = importlib.import_module("advglue_page").spread
+    expected = {}
+    for method, noise in (("fedavg", 1.0), ("eat", 3.0)):
+        updates = 1 + noise * torch.randn(4, 50, generator=generator, dtype=torch.float64)
+        mean = updates.mean(0)
+        expected[method] = float((updates - mean).square().sum(1).mean().sqrt() / mean.norm())
+        run = out / "sst2" / "runs" / f"{method}-of-known-updates"
+        new_run(run, method, "none", 2, rounds=1)
+        with (run / "config.toml").open("a") as config:
+            config.write('[aggregation]\nrule = "mean"\n')
+        lines = [{"kind": "client", "round": 0, "update_norm": float(update.norm())} for update in updates]
+        lines.append({"kind": "round", "round": 0, "update_norm": float(mean.norm())})
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = [run for run in read_records(out / "sst2").runs if run.name.endswith("known-updates")]
+    assert {run.method: spread(run) for run in runs} == pytest.approx(expected)
+
+    command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path / "docs"), "--tables-only"]
+    advglue.main(["--study", "attacks", *command])
+    plain, trained = (f"{value:.2f} ({value:.2f} to {value:.2f})" for value in expected.values())
+    assert f"| sst2 | {plain} | {trained} | 1 of 1 |" in (tmp_path / "docs" / "attacks.md").read_text()
 
 
 def test_every_study_has_its_configurations_and_a_title(advglue: Any) -> None:
