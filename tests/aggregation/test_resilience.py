@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from fedeat.aggregation import tolerates
+from fedeat.aggregation import aggregate, tolerates, turning_share
 from fedeat.aggregation.coordinatewise import coordinate_median, trimmed_mean
 from fedeat.aggregation.preaggregation import (
     adaptive_clipping,
@@ -92,3 +93,32 @@ def test_multi_krum_takes_in_no_attacker_while_it_leaves_out_as_many_as_there_ar
         sent = updates.clone()
         sent[:attackers] *= 1e6
         assert rule(sent @ sent.T, torch.full((9,), 1 / 9, dtype=torch.float64)).weights[:attackers].sum() == 0
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 4.0])
+@pytest.mark.parametrize("distance", [10.0, 1e6])
+def test_attackers_of_one_mind_turn_the_median_around_from_the_share_that_is_told(
+    spread: float, distance: float
+) -> None:
+    clients = 40
+    threshold = turning_share(spread)
+    for attackers in range(1, clients // 2):
+        honest = clients - attackers
+        # Corners of a simplex around the mean: all alike far from it, at right angles to it.
+        residuals = torch.eye(honest, dtype=torch.float64) - 1 / honest
+        residuals *= spread / residuals[0].norm()
+        mean = torch.ones(honest, 1, dtype=torch.float64)
+        away = torch.cat([-distance * torch.ones(attackers, 1), torch.zeros(attackers, honest)], 1).double()
+        result = aggregate(torch.cat([torch.cat([mean, residuals], 1), away]))
+        share = attackers / clients
+        pull = share / (1 - share)
+        assert float(result.value[0]) == pytest.approx(1 - spread * pull / math.sqrt(1 - pull**2), abs=1e-6)
+        assert result.value[1:].norm() < 1e-6
+        assert share == pytest.approx(threshold) or (float(result.value[0]) < 0) == (share > threshold)
+
+
+def test_the_median_of_honest_updates_that_agree_turns_at_its_breakdown_point() -> None:
+    assert turning_share(0.0) == 0.5
+    shares = [turning_share(spread) for spread in (0.0, 0.1, 1.0, 3.0, 1e9)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] < 1e-8

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedeat import aggregation
 from fedeat.report.reading import read_records
 
 NewRun = Callable[..., None]
@@ -128,7 +129,7 @@ def test_the_spread_of_honest_updates_is_that_of_the_updates_themselves(
     advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    spread = importlib.import_module("advglue_page").spread
+    spreads = importlib.import_module("advglue_page").spreads
     expected = {}
     for method, noise in (("fedavg", 1.0), ("eat", 3.0)):
         updates = 1 + noise * torch.randn(4, 50, generator=generator, dtype=torch.float64)
@@ -142,12 +143,14 @@ def test_the_spread_of_honest_updates_is_that_of_the_updates_themselves(
         lines.append({"kind": "round", "round": 0, "update_norm": float(mean.norm())})
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = [run for run in read_records(out / "sst2").runs if run.name.endswith("known-updates")]
-    assert {run.method: spread(run) for run in runs} == pytest.approx(expected)
+    assert {run.method: spreads(run)[0] for run in runs} == pytest.approx(expected)
 
     command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path / "docs"), "--tables-only"]
     advglue.main(["--study", "attacks", *command])
     plain, trained = (f"{value:.2f} ({value:.2f} to {value:.2f})" for value in expected.values())
-    assert f"| sst2 | {plain} | {trained} | 1 of 1 |" in (tmp_path / "docs" / "attacks.md").read_text()
+    turned = (f"{100 * aggregation.turning_share(value):.1f}" for value in expected.values())
+    turning = " | ".join(f"{share}, {share} %" for share in turned)
+    assert f"| sst2 | {plain} | {trained} | 1 of 1 | {turning} |" in (tmp_path / "docs" / "attacks.md").read_text()
 
 
 def test_every_study_has_its_configurations_and_a_title(advglue: Any) -> None:

@@ -5,7 +5,7 @@ rules            mean, Krum, clipping and others on the Gram matrix
 weiszfeld        the geometric median, certified; `smoothed` is RFA's, `sampling` a cheaper way to the exact one
 coordinatewise   rules that act on each coordinate by itself; `sorting` finds their order statistics
 preaggregation   steps before a rule: bucketing, nearest-neighbour mixing, clipping
-resilience       how many attackers each rule withstands
+resilience       how many attackers each rule withstands, and how many turn the median around
 secure           the geometric median where the server sees sums over clients alone
 """
 
@@ -20,7 +20,7 @@ from fedeat.aggregation.preaggregation import (
     nearest_neighbour_mixing,
     norm_clipping,
 )
-from fedeat.aggregation.resilience import AnyRule, tolerates
+from fedeat.aggregation.resilience import AnyRule, tolerates, turning_share
 from fedeat.aggregation.rules import (
     Rule,
     centred_clipping,
@@ -67,4 +67,5 @@ __all__ = [
     "tolerates",
     "trimmed_mean",
     "trusted_reference",
+    "turning_share",
 ]

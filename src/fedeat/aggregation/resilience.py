@@ -1,11 +1,14 @@
 """What is known about the rules of this package: how many attackers each withstands, and whether shifts matter to it.
 
-The number is the rule's by its theory, for a configuration to be refused before training rather than fail in it.
+The number is the rule's by its theory, for a configuration to be refused before training rather than fail in it. That a
+rule withstands attackers means that they move its result by a bounded length. Which way it then points is another
+question, and depends on how far apart the honest updates are.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -62,6 +65,23 @@ def tolerates(rule: AnyRule, clients: int) -> int:
     elif inner is trimmed_mean and asked is None:
         asked = (clients - 1) // 4
     return most if asked is None else min(most, int(asked))
+
+
+def turning_share(spread: float) -> float:
+    """Share of attackers of one mind from which on they turn the geometric median back against the honest mean.
+
+    Anywhere opposite to the honest mean, near or far, they pull the median by their share a; honest updates pull the
+    other way by no more than the cosine between them and their mean. Where they differ from it at right angles and by
+    one length, as in many dimensions they nearly do, the median rests at `1 - spread * b / sqrt(1 - b^2)` times the
+    mean, with `b = a / (1 - a)`, which falls below zero at `a = 1 / (1 + sqrt(1 + spread^2))`.
+
+    Args:
+        spread: >= 0, root mean square distance of the honest updates from their mean, over the mean's length.
+
+    Returns:
+        In (0, 0.5]: one half where honest updates agree, the rule's breakdown point.
+    """
+    return 1 / (1 + math.hypot(1.0, spread))
 
 
 def shift_invariant(rule: AnyRule) -> bool:
