@@ -156,15 +156,14 @@ def test_another_spelling_of_its_paths_or_its_own_threads_are_the_same_run(
 ) -> None:
     config = load(config_file)
     text = to_toml(config)
-    with records.RunDirectory(stopped) as home:
-        home.check(to_toml(config.model_copy(update={"threads": 0})))
-        monkeypatch.chdir(Path(config.model.name).parent)
-        home.check(text.replace(config.model.name, Path(config.model.name).name))
-        with pytest.raises(RecordError, match=r"\(threads differs\)"):
-            home.check(to_toml(config.model_copy(update={"threads": 2})))
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(RecordError, match=r"\(model\.name differs\)"):
-            home.check(text.replace(config.model.name, Path(config.model.name).name))
+    records.check(stopped, to_toml(config.model_copy(update={"threads": 0})))
+    monkeypatch.chdir(Path(config.model.name).parent)
+    records.check(stopped, text.replace(config.model.name, Path(config.model.name).name))
+    with pytest.raises(RecordError, match=r"\(threads differs\)"):
+        records.check(stopped, to_toml(config.model_copy(update={"threads": 2})))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecordError, match=r"\(model\.name differs\)"):
+        records.check(stopped, text.replace(config.model.name, Path(config.model.name).name))
 
 
 def test_a_run_that_failed_on_a_mistake_is_corrected_in_its_directory(

@@ -113,34 +113,6 @@ class RunDirectory:
         """There once the run is finished."""
         return self.path / "evaluation.json"
 
-    def check(self, config_toml: str) -> None:
-        """Checks that a run of this configuration may start, or go on, here.
-
-        Raises:
-            RecordError: the directory holds a comparison, a run of another configuration, or checkpoints of an unknown
-                one. A run that has finished no round may be corrected, and another spelling of the same paths, or
-                the number of threads that the run began with, is no other configuration.
-        """
-        if kind_of(self.path) == "comparison":
-            raise RecordError(
-                f"{self.path} holds a comparison, and a run needs a directory of its own. Choose another directory, or "
-                "go on with the comparison by the command that began it: fedeat compare."
-            )
-        if not self.config_file.is_file() and _checkpoints(self.path):
-            raise RecordError(
-                f"{self.path} holds checkpoints but no config.toml to say of what. Choose another directory, or put "
-                "the file back."
-            )
-        if not self.config_file.is_file() or not is_settled(self.path):
-            return
-        before, after = read_config(self.config_file), tomllib.loads(config_toml)
-        changes = changed_keys(self._settled(before), self._settled(after))
-        if changes or not before:
-            raise RecordError(
-                f"{self.path} holds a run of another configuration{differing(changes)}. Choose another directory, "
-                f"remove this one, or go on with the run it holds: fedeat run --resume {self.path}"
-            )
-
     def start(self, config_toml: str, environment: Mapping[str, Any]) -> None:
         """Writes the configuration and the environment of a run that is ready to train; `check` comes before.
 
@@ -235,17 +207,45 @@ class RunDirectory:
             if file.exists():
                 os.truncate(file, length)
 
-    def threads_before(self) -> int:
-        """Threads that the run was started with, 0 where that is not known: other sums, in another order, differ."""
-        try:
-            threads = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))["threads"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        return threads if isinstance(threads, int) else 0
 
-    def _settled(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration with absolute paths, and with the threads that this run began with for torch's choice."""
-        return {**_resolved(raw), "threads": raw.get("threads") or self.threads_before()}
+def check(path: Path, config_toml: str) -> None:
+    """Checks that what a directory holds of a run, be it nothing, begun or finished, is of this configuration.
+
+    Raises:
+        RecordError: the directory holds a comparison, a run of another configuration, or checkpoints of an unknown
+            one. A run that has finished no round may be corrected, and another spelling of the same paths, or the
+            number of threads that the run began with, is no other configuration.
+    """
+    file = path / "config.toml"
+    if kind_of(path) == "comparison":
+        raise RecordError(
+            f"{path} holds a comparison, and a run needs a directory of its own. Choose another directory, or go on "
+            "with the comparison by the command that began it: fedeat compare."
+        )
+    if not file.is_file() and _checkpoints(path):
+        raise RecordError(
+            f"{path} holds checkpoints but no config.toml to say of what. Choose another directory, or put the file "
+            "back."
+        )
+    if not file.is_file() or not is_settled(path):
+        return
+    before, after = read_config(file), tomllib.loads(config_toml)
+    began = threads_before(path)  # where a configuration leaves the threads to torch
+    changes = changed_keys(*({**config, "threads": config.get("threads") or began} for config in (before, after)))
+    if changes or not before:
+        raise RecordError(
+            f"{path} holds a run of another configuration{differing(changes)}. Choose another directory, remove this "
+            f"one, or go on with the run it holds: fedeat run --resume {path}"
+        )
+
+
+def threads_before(path: Path) -> int:
+    """Threads that a run was started with, 0 where that is not known: other sums, in another order, differ."""
+    try:
+        threads = json.loads((path / ENVIRONMENT).read_text(encoding="utf-8"))["threads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return threads if isinstance(threads, int) else 0
 
 
 def kind_of(path: Path) -> Literal["run", "comparison"] | None:
@@ -303,13 +303,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two configurations, sorted."""
+    """Dotted keys whose values differ between two configurations, sorted; two spellings of one path do not differ."""
     found = []
     for key in sorted({*before, *after}):
         one, other = before.get(key), after.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += [f"{key}.{name}" for name in changed_keys(one, other)]
-        elif one != other:
+        elif _resolved(one) != _resolved(other):
             found.append(key)
     return found
 

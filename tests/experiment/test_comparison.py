@@ -186,8 +186,23 @@ def test_a_finished_cell_of_another_configuration_is_not_taken_over(make_config:
     comparison.compare(load(make_config(federation={"rounds": 1}, compare=section)), tmp_path)
     (tmp_path / "config.toml").unlink()  # what would have refused it
     other = load(make_config(federation={"rounds": 1}, client={"learning_rate": 0.5}, compare=section))
-    with pytest.raises(RecordError, match=r"finished run of another configuration \(client\.learning_rate differs\)"):
+    with pytest.raises(RecordError, match=r"holds a run of another configuration \(client\.learning_rate differs\)"):
         comparison.compare(other, tmp_path)
+
+
+def test_another_spelling_of_its_paths_is_the_same_comparison(
+    make_config: MakeConfig, language_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"federation": {"rounds": 1}, "compare": {"methods": ["gm"], "fractions": [0.0], "seeds": [0]}}
+    rows = comparison.compare(load(make_config(**given)), tmp_path / "out")
+    monkeypatch.chdir(language_model.parent)
+    told: list[tuple[str, str, int, int]] = []
+    again = load(make_config(model={"name": language_model.name}, **given))
+    assert comparison.compare(again, tmp_path / "out", progress=lambda *what: told.append(what)) == rows
+    assert {stage for _, stage, _, _ in told} == {"planned", "finished"}
+    monkeypatch.chdir(tmp_path)  # where that spelling names another place
+    with pytest.raises(RecordError, match=r"\(model\.name differs\)"):
+        comparison.compare(again, tmp_path / "out")
 
 
 def test_a_directory_whose_configuration_was_spoilt_by_hand_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -196,18 +196,13 @@ def _finished_rows(cell: Cell, place: Path) -> list[evaluation.Row] | None:
     """The rows of a cell that ran before, None where it has not.
 
     Raises:
-        RecordError: what lies there is of another configuration. Only the base model, which nothing trained, has none.
+        RecordError: as `records.check`. Only the base model, which nothing trained, has no configuration there.
     """
     done = records.read_evaluation(place)
-    file = place / "config.toml"
-    if done is not None and file.is_file():
-        changes = records.changed_keys(records.read_config(file), tomllib.loads(to_toml(cell.config)))
-        if changes:
-            raise RecordError(
-                f"{place} holds a finished run of another configuration{records.differing(changes)}. Choose another "
-                "directory for the comparison, or remove that run."
-            )
-    return None if done is None else list(done["rows"])
+    if done is None:
+        return None
+    records.check(place, to_toml(cell.config))
+    return list(done["rows"])
 
 
 def _rows_beside(directory: Path, names: Collection[str]) -> list[evaluation.Row]:

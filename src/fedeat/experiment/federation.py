@@ -128,13 +128,13 @@ def run(
         FedeatError: the data, the model or the configuration does not allow the run, or a round misses its quorum.
     """
     with records.RunDirectory(directory) as home:
-        home.check(to_toml(config))
+        records.check(directory, to_toml(config))
         finished = records.read_evaluation(directory)
         if finished is not None:
             _log.info("%s was finished before; nothing is run again.", directory)
             return list(finished["rows"])
         checkpoint = home.newest_checkpoint()
-        with _threads(config.threads or (home.threads_before() if checkpoint is not None else 0)):
+        with _threads(config.threads or (records.threads_before(directory) if checkpoint is not None else 0)):
             requests = measuring.requests(config)  # a broken file is told before anything trains
             federation = prepare(config, progress=progress, connect=connect, residuals=directory / "residuals")
             # Not before it is known that the run can train: a mistake is corrected and the same command given again.
