@@ -21,6 +21,7 @@ from typing import Any
 
 from fedeat import evaluation, experiment, model, records
 from fedeat.config import load
+from fedeat.records import run_directory
 
 
 def die() -> None:
@@ -73,7 +74,7 @@ INSTANTS: dict[str, Callable[[int], None]] = {
     "within a line": half_line,
     "after the records of a round": lambda n: around(HOME, "append_timing", n, before=False),
     "after the adapter": lambda n: around(model.AdaptedModel, "save_adapter", n, before=False),
-    "within a checkpoint": lambda n: around(records, "save_file", n, before=False),
+    "within a checkpoint": lambda n: around(run_directory, "save_file", n, before=False),
     "before the renaming": lambda n: around(pathlib.Path, "replace", n, before=True, when=is_checkpoint),
     "after the renaming": lambda n: around(pathlib.Path, "replace", n, before=False, when=is_checkpoint),
     "after the pruning": lambda n: around(HOME, "write_checkpoint", n, before=False),

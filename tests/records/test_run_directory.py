@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,43 +18,6 @@ from fedeat.errors import DataError, RecordError
 Order: TypeAlias = Callable[..., int]
 KILLED = -9
 ROUNDS = 4
-
-
-@pytest.fixture(scope="module")
-def order() -> Iterator[Order]:
-    """Has a run made by `killable.py` and returns its exit status."""
-    program = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("killable.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert program.stdin is not None
-    assert program.stdout is not None
-
-    def give(**what: Any) -> int:
-        program.stdin.write(json.dumps(what, default=str) + "\n")  # type: ignore[union-attr]
-        program.stdin.flush()  # type: ignore[union-attr]
-        return int(program.stdout.readline())  # type: ignore[union-attr]
-
-    yield give
-    program.stdin.close()
-    program.wait(30)
-    program.stdout.close()
-
-
-@pytest.fixture
-def config_file(make_config: Callable[..., Path]) -> Path:
-    """A run in which all that is random or recorded takes part: dropout, cohorts, attackers, evaluation between."""
-    return make_config(
-        lora={"rank": 2, "dropout": 0.1},
-        federation={"rounds": ROUNDS, "clients_per_round": 3, "keep_checkpoints": 2, "quorum": 1},
-        perturbation={"start": "random"},
-        attack={"kind": "nan", "fraction": 0.25},
-        evaluation={"every": 2},
-    )
 
 
 def results(directory: Path) -> dict[str, bytes]:
@@ -108,14 +66,6 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bits(order: Order, con
     assert results(killed) == results(whole)
 
 
-@pytest.fixture
-def stopped(order: Order, config_file: Path, tmp_path: Path) -> Path:
-    """Directory of a run that was killed when its second round was nearly recorded."""
-    directory = tmp_path / "stopped"
-    assert order(config=config_file, directory=directory, kill="before the renaming", count=3) == KILLED
-    return directory
-
-
 def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_serves(
     order: Order, config_file: Path, stopped: Path, tmp_path: Path
 ) -> None:
@@ -144,26 +94,6 @@ def test_lines_missing_before_the_checkpoint_are_told(stopped: Path) -> None:
     file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(RecordError, match=r"metrics.jsonl has 10 bytes, its newest checkpoint was written at \d+"):
         experiment.resume(stopped)
-
-
-def test_another_configuration_does_not_go_on_with_a_run(stopped: Path, config_file: Path) -> None:
-    with pytest.raises(RecordError, match=r"holds a run of another configuration \(seed differs\).*--resume"):
-        experiment.run(load(config_file, ["seed=1"]), stopped)
-
-
-def test_another_spelling_of_its_paths_or_its_own_threads_are_the_same_run(
-    stopped: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load(config_file)
-    text = to_toml(config)
-    records.check(stopped, to_toml(config.model_copy(update={"threads": 0})))
-    monkeypatch.chdir(Path(config.model.name).parent)
-    records.check(stopped, text.replace(config.model.name, Path(config.model.name).name))
-    with pytest.raises(RecordError, match=r"\(threads differs\)"):
-        records.check(stopped, to_toml(config.model_copy(update={"threads": 2})))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecordError, match=r"\(model\.name differs\)"):
-        records.check(stopped, text.replace(config.model.name, Path(config.model.name).name))
 
 
 def test_a_run_that_failed_on_a_mistake_is_corrected_in_its_directory(
@@ -195,39 +125,6 @@ def test_a_run_that_failed_on_a_mistake_is_corrected_in_its_directory(
         experiment.run(wrong, directory)
 
 
-def test_a_configuration_that_no_run_wrote_is_not_overwritten(config_file: Path, tmp_path: Path) -> None:
-    own = tmp_path / "place" / "config.toml"
-    own.parent.mkdir()
-    own.write_text(f"# Mine.\n{config_file.read_text()}")
-    with pytest.raises(RecordError, match="holds a run of another configuration"):
-        experiment.run(load(own), own.parent)
-    assert own.read_text().startswith("# Mine.")
-
-
-def test_a_directory_is_told_what_it_holds(tmp_path: Path) -> None:
-    def made(name: str, *files: str) -> Path:
-        for file in files:
-            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name / file).touch()
-        return tmp_path / name
-
-    assert records.kind_of(tmp_path / "absent") is None
-    assert records.kind_of(made("new", "config.toml")) is None
-    assert records.kind_of(made("trained", "config.toml", "metrics.jsonl")) == "run"
-    assert records.kind_of(made("project", "config.toml", "partition.json", "runs/a/config.toml")) == "run"
-    assert records.kind_of(made("project of runs", "runs/a/config.toml")) is None
-    assert records.kind_of(made("begun", "config.toml", "runs/a/config.toml")) == "comparison"
-    assert records.kind_of(made("finished", "config.toml", "results.json")) == "comparison"
-
-
-def test_checkpoints_without_a_configuration_are_refused(stopped: Path, config_file: Path) -> None:
-    (stopped / "config.toml").unlink()
-    with pytest.raises(RecordError, match="holds no run"):
-        experiment.resume(stopped)
-    with pytest.raises(RecordError, match=r"no config.toml to say of what"):
-        experiment.run(load(config_file), stopped)
-
-
 def test_a_directory_serves_one_process_at_a_time(tmp_path: Path, config_file: Path) -> None:
     with records.RunDirectory(tmp_path / "run"), pytest.raises(RecordError, match="in use by another process"):
         experiment.run(load(config_file), tmp_path / "run")
@@ -246,13 +143,6 @@ def test_a_finished_run_is_not_run_again_even_where_its_data_is_gone(
     assert results(directory) == before
 
 
-def test_a_finished_run_with_a_broken_evaluation_says_so(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"rows": 3}'):
-        (tmp_path / "evaluation.json").write_text(text)
-        with pytest.raises(RecordError, match=r"not a finished evaluation.*Remove it"):
-            records.read_evaluation(tmp_path)
-
-
 def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -263,7 +153,7 @@ def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path, monk
         raise PermissionError(13, "Permission denied", "run")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedeat.records.FileLock.acquire", refuse)
+        patched.setattr("fedeat.records.run_directory.FileLock.acquire", refuse)
         with pytest.raises(RecordError, match="cannot be written: Permission denied"):
             records.RunDirectory(tmp_path / "run")
     monkeypatch.setattr(Path, "mkdir", refuse)
@@ -282,23 +172,3 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert newest is not None
     assert newest.next_round == 5
     assert torch.equal(newest.adapter["w"], torch.full((2,), 4.0))
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    with records.RunDirectory(tmp_path) as home:
-        home.append_metrics([{"gap": math.nan, "nested": {"list": [math.inf, 1.5, (-math.inf,)]}, "text": "NaN"}])
-    line = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=pytest.fail) == {
-        "gap": None,
-        "nested": {"list": [None, 1.5, [None]]},
-        "text": "NaN",
-    }
-    records.write_json(tmp_path / "value.json", {"x": math.nan})
-    assert json.loads((tmp_path / "value.json").read_text()) == {"x": None}
-
-
-def test_the_environment_is_json_with_versions(tmp_path: Path) -> None:
-    found = json.loads(json.dumps(records.environment(3)))
-    assert found["threads"] == 3
-    assert found["torch"] == torch.__version__
-    assert {"fedeat", "python", "transformers", "peft", "platform", "cpu", "command"} <= found.keys()
