@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fedeat.data import Example
 from fedeat.errors import ModelError
 from fedeat.evaluation import EvaluationSet, Item, Pair, evaluate, shown
 from fedeat.evaluation.scoring import asked
@@ -76,6 +77,20 @@ def test_what_is_shown_is_what_answers_follow(word_model: AdaptedModel, monkeypa
     found = asked(word_model, examples)
     assert sorted(entry.input_ids for entry in found) == sorted(seen)
     assert [entry.cut for entry in found] == ["", "prompt", "prompt"]
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "sequence-classification"])
+def test_what_is_shown_and_what_answers_follow_are_tokenised_once(
+    kind: str, make_model: Any, classifier: AdaptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model() if kind == "causal-lm" else classifier
+    read: list[Example] = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda entry: (read.append(entry), encode(entry))[1])
+    items = [sentence("film " * n) for n in range(1, 6)]
+    evaluate(model, [EvaluationSet("f", benign=tuple(items))])
+    beyond_the_first = [example(entry, model.kind).prompt for entry in items[1:]]  # which shows each answer's tokens
+    assert [sum(entry.prompt == prompt for entry in read) for prompt in beyond_the_first] == [1] * 4
 
 
 def test_answers_that_do_not_fit_are_told_without_answering(make_model: Any, letters: tuple[str, ...]) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from fedeat.data import Example
 from fedeat.evaluation.robustness import JudgedPair, Row, TaskPredictions, average, is_win, rank, task_row
-from fedeat.evaluation.scoring import Progress, Scorer, predict
+from fedeat.evaluation.scoring import Progress, Scorer, asked, predict
 from fedeat.evaluation.sets import EvaluationSet, Pair, distinct_pairs, only, read_evaluation, read_pairs
-from fedeat.evaluation.shown import as_shown, is_lost, shown
+from fedeat.evaluation.shown import is_lost, shown
 from fedeat.evaluation.tasks import TASKS, Item, example
 
 if TYPE_CHECKING:  # a report reads rows without loading a model library
@@ -77,17 +77,17 @@ def evaluate(
     originals = {(pair.task, pair.group): pair.original for pair in pairs if pair.task not in has_benign}
     clean = [*benign, *originals.values()]
     tried = [(item, found) for item in clean if triggered is not None and (found := triggered(item)) is not None]
-    given = as_shown(model, texts, scorer=scorer)
-    asked = [*texts, *(item for item, _ in tried), *(item for _, item in tried)]
-    examples: list[Example] = [example(item, model.kind) for item in asked]
-    answers = predict(model, examples, scorer=scorer, batch_size=batch_size, progress=progress)
+    to_answer = [*texts, *(item for item, _ in tried), *(item for _, item in tried)]
+    examples: list[Example] = [example(item, model.kind) for item in to_answer]
+    given = asked(model, examples, scorer=scorer)
+    answers = predict(model, examples, scorer=scorer, batch_size=batch_size, progress=progress, questions=given)
     first, second, third = len(benign), len(benign) + len(pairs), len(texts)
     predictions: dict[str, TaskPredictions] = {
         task: {"benign": {"labels": [], "predictions": []}, "pairs": [], "cut": 0}
         for task in TASKS
         if any(item.task == task for item in texts)
     }
-    for item, seen in zip(texts, given, strict=True):
+    for item, seen in zip(texts, given[:third], strict=True):
         predictions[item.task]["cut"] += bool(seen.cut)
     for item, answer in zip(benign, answers[:first], strict=True):
         predictions[item.task]["benign"]["labels"].append(item.label)

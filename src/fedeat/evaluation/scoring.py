@@ -47,6 +47,7 @@ def predict(
     batch_size: int = 32,
     max_new_tokens: int = NEW_TOKENS,
     progress: Progress | None = None,
+    questions: Sequence[Encoded] | None = None,
 ) -> list[int | None]:
     """The class index a model answers for each example; None for an answer that is none of the task's.
 
@@ -60,6 +61,7 @@ def predict(
         batch_size: sequences in a forward pass, >= 1.
         max_new_tokens: length of a generated answer, >= 1.
         progress: told after each batch.
+        questions: what `asked` made of the examples, where it was called before; a generation makes its own.
 
     Raises:
         DataError: an example's task is unknown.
@@ -71,14 +73,20 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
     if model.kind == "sequence-classification" or scorer == "likelihood":
-        return [_largest(scores) for scores in answer_scores(model, examples, batch_size=batch_size, progress=progress)]
+        scores = answer_scores(model, examples, batch_size=batch_size, progress=progress, questions=questions)
+        return [_largest(found) for found in scores]
     where, distinct = _distinct(examples)
     answers = _generated(model, distinct, batch_size, max_new_tokens, progress or _quiet)
     return [answers[index] for index in where]
 
 
 def answer_scores(
-    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int = 32, progress: Progress | None = None
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    questions: Sequence[Encoded] | None = None,
 ) -> list[torch.Tensor]:
     """How a model rates each answer of each example's task: (answers,) float64, by label.
 
@@ -90,13 +98,15 @@ def answer_scores(
         examples: of tasks in `tasks.TASKS`; their labels and answers are not looked at.
         batch_size: sequences in a forward pass, >= 1.
         progress: told after each batch.
+        questions: what `asked` made of the examples, where it was called before.
 
     Raises:
         DataError, ModelError: as `predict`.
     """
     where, distinct = _distinct(examples)
+    tokens = dict(zip(where, asked(model, examples) if questions is None else questions, strict=True))
     score = _class_scores if model.kind == "sequence-classification" else _likelihoods
-    scores = score(model, distinct, batch_size, progress or _quiet)
+    scores = score(model, distinct, [tokens[index] for index in range(len(distinct))], batch_size, progress or _quiet)
     return [scores[index] for index in where]
 
 
@@ -185,14 +195,15 @@ class _Candidates:
     longest: int
 
 
-def _likelihoods(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[torch.Tensor]:
+def _likelihoods(
+    model: AdaptedModel, examples: list[Example], questions: list[Encoded], size: int, tell: Progress
+) -> list[torch.Tensor]:
     candidates: dict[str, _Candidates] = {}
     sequences: list[tuple[Encoded, int, int]] = []  # tokens, example, label or -1 for all labels at once
-    for index, entry in enumerate(examples):
+    for index, (entry, question) in enumerate(zip(examples, questions, strict=True)):
         if entry.task not in candidates:
             candidates[entry.task] = _candidates(model, entry)
-        options = candidates[entry.task]
-        head = _question(model, entry, options).input_ids
+        options, head = candidates[entry.task], question.input_ids
         single = all(len(tokens) == 1 for tokens in options.tokens)
         for label, tokens in enumerate(options.tokens[:1] if single else options.tokens):
             ids = (*head, *tokens)
@@ -262,11 +273,13 @@ def _generated(
     return answers
 
 
-def _class_scores(model: AdaptedModel, examples: list[Example], size: int, tell: Progress) -> list[torch.Tensor]:
+def _class_scores(
+    model: AdaptedModel, examples: list[Example], questions: list[Encoded], size: int, tell: Progress
+) -> list[torch.Tensor]:
     encoded = []
-    for index, entry in enumerate(examples):
+    for index, (entry, question) in enumerate(zip(examples, questions, strict=True)):
         head = _head(model, entry)
-        encoded.append((index, model.encode(replace(entry, task=head)), model.heads[head]))
+        encoded.append((index, question, model.heads[head]))
         if len(model.heads[head]) != len(named(entry.task).answers):
             raise ModelError(
                 f"the classifier's head for {head} has {len(model.heads[head])} classes; {entry.task} has "

@@ -14,7 +14,7 @@ from fedeat.data import Encoded
 from fedeat.evaluation.robustness import IDENTICAL
 from fedeat.evaluation.scoring import Scorer, asked
 from fedeat.evaluation.sets import EvaluationSet, Pair, distinct_pairs
-from fedeat.evaluation.tasks import TASKS, Item, example
+from fedeat.evaluation.tasks import TASKS, example
 
 if TYPE_CHECKING:
     from fedeat.model import AdaptedModel
@@ -73,7 +73,7 @@ def shown(
     benign = [item for entry in evaluation_sets for item in entry.benign]
     pairs = distinct_pairs(evaluation_sets)
     items = [*benign, *(pair.original for pair in pairs), *(pair.modified for pair in pairs)]
-    tokens = as_shown(model, items, scorer=scorer)
+    tokens = asked(model, [example(item, model.kind) for item in items], scorer=scorer)
     originals, modified = tokens[len(benign) : len(benign) + len(pairs)], tokens[len(benign) + len(pairs) :]
     same = [pair.task for pair, *sides in zip(pairs, originals, modified, strict=True) if is_lost(pair, *sides)]
     cut = [item.task for item, found in zip(items, tokens, strict=True) if found.cut]
@@ -84,11 +84,6 @@ def shown(
         for task in TASKS
         if task in texts
     ]
-
-
-def as_shown(model: AdaptedModel, items: Sequence[Item], *, scorer: Scorer) -> list[Encoded]:
-    """The tokens that a model is shown of each item, as `scoring.asked`."""
-    return asked(model, [example(item, model.kind) for item in items], scorer=scorer)
 
 
 def is_lost(pair: Pair, original: Encoded, modified: Encoded) -> bool:
