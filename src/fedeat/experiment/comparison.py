@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from fedeat import evaluation, records
 from fedeat.config import Config, to_toml, with_values
 from fedeat.errors import ConfigError, FedeatError, RecordError
-from fedeat.experiment import federation
+from fedeat.experiment import running
 from fedeat.experiment.inputs import partition_name
 from fedeat.experiment.side_by_side import Job, Tell, run_jobs
 
@@ -266,5 +266,5 @@ def _cores() -> int:
 
 def _run_cell(cell: Cell, directory: Path, tell: Tell) -> list[evaluation.Row]:
     if cell.name == "base":
-        return federation.evaluate_base(cell.config, directory, progress=tell)
-    return federation.run(cell.config, directory, progress=tell)
+        return running.evaluate_base(cell.config, directory, progress=tell)
+    return running.run(cell.config, directory, progress=tell)

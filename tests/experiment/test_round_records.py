@@ -1,0 +1,17 @@
+"""What the records say of a round."""
+
+from __future__ import annotations
+
+import torch
+
+from fedeat.algorithm import Round
+from fedeat.experiment.round_records import round_lines
+from fedeat.updates import ClientUpdate
+
+
+def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
+    update = ClientUpdate(2, {"w": torch.ones(4)}, 5)
+    result = Round(0, {}, (2,), (update,), (), {2: 1.0}, 0, float("nan"), 2.0)
+    summary, client = round_lines(result, malicious={2})
+    assert summary["loss"] != summary["loss"]  # NaN, null in the file
+    assert (client["malicious"], client["update_norm"]) == (True, 2.0)
