@@ -258,16 +258,17 @@ def _spread_cells(runs: Sequence[Sequence[float]]) -> tuple[str, str]:
 def _commands(study: str, records: Records) -> str:
     """What runs these cells: a command for each part of the grid in which all tasks met all attacks by all methods."""
     finished = [run for run in records.runs if run.rows and run.seed is not None]
-    met: dict[tuple[str, str], set[str]] = {}
+    met: dict[str, dict[str, set[str]]] = {}
     for run in finished:
-        seen = met.setdefault((run.rows[0].task, run.rows[0].method), set())
+        seen = met.setdefault(run.rows[0].task, {}).setdefault(run.rows[0].method, set())
         seen |= {run.condition.attack} - {"none"}
     grids: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for task in dict.fromkeys(task for task, _ in met):
-        own = {method: tuple(sorted(attacks)) for (place, method), attacks in met.items() if place == task}
-        for attacks in dict.fromkeys(own.values()):
-            methods = tuple(method_order(method for method in own if own[method] == attacks))
-            grids.setdefault((methods, attacks), []).append(task)
+    for task, methods_met in met.items():
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for method, seen in methods_met.items():
+            alike.setdefault(tuple(sorted(seen)), []).append(method)
+        for attacks, methods in alike.items():
+            grids.setdefault((tuple(method_order(methods)), attacks), []).append(task)
     seeds = map(str, sorted({run.seed for run in finished if run.seed is not None}))
     ending = ["--seeds", *seeds, "--results", "docs/results"]
     lines = []

@@ -94,7 +94,9 @@ def test_flags_seeds_and_missing_tests_are_said(new_row: NewRow) -> None:
     assert "these trained models" not in said(2)
     assert "Two methods share 1 to 2 seeds; " in said(1, 2)
     assert "Where it is one seed, the differences are between these trained models" in said(1, 2)
-    assert "2 comparisons at most" in method_note(table(several, LOWER, SAME))
+    note = method_note(table(several, LOWER, SAME))
+    assert "the larger p-value counts, 1 where the two point opposite ways, corrected by Holm over the table" in note
+    assert "2 comparisons at most" in note
 
 
 def test_over_many_tables_a_sentence_speaks_of_all_of_them(new_row: NewRow) -> None:

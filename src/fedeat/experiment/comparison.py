@@ -228,7 +228,7 @@ def _claim(directory: Path, config: Config) -> None:
         )
     if file.is_file() and _is_settled(directory):
         before = records.read_config(file)
-        known = {name: _table(_table(before, "compare"), name) for name in _MAY_GAIN}
+        known = {name: records.table(records.table(before, "compare"), name) for name in _MAY_GAIN}
         asked = config.compare.model_dump(mode="json", include=set(_MAY_GAIN))
         # Names of cells that are there already stay known, so that no later grid can give them another meaning.
         config = with_values(config, {f"compare.{name}": {**known[name], **asked[name]} for name in _MAY_GAIN})
@@ -251,13 +251,7 @@ def _is_settled(directory: Path) -> bool:
 
 def _what_is_compared(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved configuration without what may change between two commands and leave a cell's name its meaning."""
-    return {**raw, "compare": {k: value for k, value in _table(raw, "compare").items() if k not in _MAY_GROW}}
-
-
-def _table(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table of a configuration; an empty one where something else stands, as after an edit by hand."""
-    found = raw.get(name)
-    return found if isinstance(found, Mapping) else {}
+    return {**raw, "compare": {k: value for k, value in records.table(raw, "compare").items() if k not in _MAY_GROW}}
 
 
 def _cores() -> int:

@@ -19,7 +19,7 @@ versions          what a run is made with: packages, processor, threads, command
 files             text and JSON written in one step, and line after line
 """
 
-from fedeat.records.configurations import changed_keys, differing, read_config
+from fedeat.records.configurations import changed_keys, differing, read_config, table
 from fedeat.records.contents import check, has_results, is_settled, kind_of, read_evaluation
 from fedeat.records.files import finite, make_directory, write_json, write_text
 from fedeat.records.run_directory import Checkpoint, RunDirectory
@@ -40,6 +40,7 @@ __all__ = [
     "make_directory",
     "read_config",
     "read_evaluation",
+    "table",
     "threads_before",
     "write_json",
     "write_text",

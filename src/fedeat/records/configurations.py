@@ -17,6 +17,12 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
 
 
+def table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table of a configuration; an empty one where there is none or something else, as after an edit by hand."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two configurations, sorted; two spellings of one path do not differ."""
     found = []

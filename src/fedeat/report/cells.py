@@ -163,9 +163,9 @@ def display_name(method: str) -> str:
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
-    """Distinct methods: the base first, the paper's next, others in order of appearance."""
+    """Distinct methods: the base first, the paper's next, others by name, so that all tables of a page agree."""
     known = list(METHOD_NAMES)
-    return sorted(dict.fromkeys(methods), key=lambda name: known.index(name) if name in known else len(known))
+    return sorted(set(methods), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def conditions(rows: Sequence[Row]) -> list[Condition]:

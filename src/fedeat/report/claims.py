@@ -169,7 +169,8 @@ def method_note(tables: Sequence[ResultTable]) -> str:
     count = f"{largest} comparison{'s' * (largest > 1)} at most"
     return (
         "Two methods are compared on the same texts by McNemar's exact test over distinct originals and by a paired "
-        f"bootstrap; the larger p-value counts, corrected by Holm over the table ({count}), at {100 * LEVEL:.0f} %. "
+        f"bootstrap; the larger p-value counts, 1 where the two point opposite ways, corrected by Holm over the table "
+        f"({count}), at {100 * LEVEL:.0f} %. "
         "Differences are in points, with 95 % intervals that are not corrected."
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from fedeat.records import table
 from fedeat.report.canvas import Canvas, write_file
 from fedeat.report.cells import METHOD_NAMES, Condition, attack_name, conditions, display_name, method_order
 from fedeat.report.claims import losses, method_note, shows, shows_not
@@ -40,7 +41,6 @@ from fedeat.report.reading import Records, Run, merge, read_directory, read_reco
 from fedeat.report.round_figures import all_clients
 from fedeat.report.summary import summarise
 from fedeat.report.tables import FLAG, result_tables
-from fedeat.report.values import table
 
 
 def write_report(directory: Path) -> Path:

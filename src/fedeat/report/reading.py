@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedeat.errors import RecordError
+from fedeat.records import table
 from fedeat.report.cells import Condition, Row, read_rows, without_common_partition
-from fedeat.report.values import Record, client_ids, number, table
+from fedeat.report.values import Record, client_ids, number
 
 RUN_FILES = ("metrics.jsonl", "evaluation.json")
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedeat.records import table
 from fedeat.report.cells import display_name
 from fedeat.report.figures import (
     BLUE,
@@ -35,7 +36,7 @@ from fedeat.report.figures import (
     style,
 )
 from fedeat.report.reading import Run
-from fedeat.report.values import Record, client_ids, number, table
+from fedeat.report.values import Record, client_ids, number
 
 _LABEL_LIMIT = 15
 _BAR_LIMIT = 60

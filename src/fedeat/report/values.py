@@ -32,12 +32,6 @@ def count(value: object) -> int:
     return 0 if found is None else max(int(found), 0)
 
 
-def table(config: Record, key: str) -> Record:
-    """The sub-table of a configuration, {} when it is absent or no table."""
-    value = config.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
 def client_ids(values: object) -> list[int]:
     """The whole numbers of a list or of a mapping's keys, others left out."""
     found = []
