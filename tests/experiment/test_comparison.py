@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,13 +182,20 @@ def test_a_grid_may_gain_variants_but_not_change_them(make_config: MakeConfig, t
         comparison.compare(grid(x=krum, y=krum), tmp_path)  # y was named before, if not run
 
 
-def test_a_finished_cell_of_another_configuration_is_not_taken_over(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_finished_cell_from_elsewhere_is_taken_over_where_its_configuration_is_the_same(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     section = {"methods": ["gm"], "fractions": [0.0], "seeds": [0]}
-    comparison.compare(load(make_config(federation={"rounds": 1}, compare=section)), tmp_path)
-    (tmp_path / "config.toml").unlink()  # what would have refused it
+    config = load(make_config(federation={"rounds": 1}, compare=section))
+    rows = comparison.compare(config, tmp_path / "first")
+    for name in ("same", "other"):
+        shutil.copytree(tmp_path / "first" / "runs", tmp_path / name / "runs")
+    told: list[tuple[str, str, int, int]] = []
+    assert comparison.compare(config, tmp_path / "same", progress=lambda *what: told.append(what)) == rows
+    assert {stage for _, stage, _, _ in told} == {"planned", "finished"}
     other = load(make_config(federation={"rounds": 1}, client={"learning_rate": 0.5}, compare=section))
     with pytest.raises(RecordError, match=r"holds a run of another configuration \(client\.learning_rate differs\)"):
-        comparison.compare(other, tmp_path)
+        comparison.compare(other, tmp_path / "other")
 
 
 def test_another_spelling_of_its_paths_is_the_same_comparison(

@@ -9,6 +9,12 @@ from fedeat.experiment.round_records import round_lines
 from fedeat.updates import ClientUpdate
 
 
+def test_the_loss_of_a_round_counts_its_accepted_clients_alike() -> None:
+    updates = tuple(ClientUpdate(i, {"w": torch.ones(4)}, 10**i, {"loss": loss}) for i, loss in enumerate((1.0, 4.0)))
+    result = Round(0, {}, (0, 1, 2), updates, (), {0: 0.9, 1: 0.1}, 3, 1e-9, 1.0)
+    assert round_lines(result, malicious={1})[0]["loss"] == 2.5
+
+
 def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
     update = ClientUpdate(2, {"w": torch.ones(4)}, 5)
     result = Round(0, {}, (2,), (update,), (), {2: 1.0}, 0, float("nan"), 2.0)

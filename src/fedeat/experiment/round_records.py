@@ -21,6 +21,8 @@ from fedeat.updates import norm
 def round_lines(result: Round, *, malicious: Collection[int], epsilon: float | None = None) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl for a round: one for the server, one for each accepted client.
 
+    The round's loss is the plain mean of what its accepted clients report, whatever weights the rule gave them.
+
     Args:
         result: the round's.
         malicious: the run's malicious clients.

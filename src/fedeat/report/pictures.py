@@ -130,7 +130,7 @@ def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, An
 def round_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
     figures = []
     for name, label, words, values in (
-        ("loss", "Mean client loss", "Mean training loss of the round's clients", losses),
+        ("loss", "Mean client loss", "Mean training loss of the round's clients, all counted alike", losses),
         ("accuracy-per-round", "Accuracy (%)", "Accuracy during training, a mean over tasks", mean_accuracy),
     ):
         panels = []
