@@ -104,12 +104,9 @@ def test_attackers_of_one_mind_turn_the_median_around_from_the_share_that_is_tol
     threshold = turning_share(spread)
     for attackers in range(1, clients // 2):
         honest = clients - attackers
-        # Corners of a simplex around the mean: all alike far from it, at right angles to it.
-        residuals = torch.eye(honest, dtype=torch.float64) - 1 / honest
-        residuals *= spread / residuals[0].norm()
-        mean = torch.ones(honest, 1, dtype=torch.float64)
-        away = torch.cat([-distance * torch.ones(attackers, 1), torch.zeros(attackers, honest)], 1).double()
-        result = aggregate(torch.cat([torch.cat([mean, residuals], 1), away]))
+        away = torch.zeros(attackers, honest + 1, dtype=torch.float64)
+        away[:, 0] = -distance
+        result = aggregate(torch.cat([_around_a_mean(honest, spread), away]))
         share = attackers / clients
         pull = share / (1 - share)
         assert float(result.value[0]) == pytest.approx(1 - spread * pull / math.sqrt(1 - pull**2), abs=1e-6)
@@ -117,8 +114,31 @@ def test_attackers_of_one_mind_turn_the_median_around_from_the_share_that_is_tol
         assert share == pytest.approx(threshold) or (float(result.value[0]) < 0) == (share > threshold)
 
 
+@pytest.mark.parametrize(("attackers", "turned"), [(4, False), (6, True)])
+def test_mixing_before_the_median_hardly_moves_the_share_that_turns_it(attackers: int, turned: bool) -> None:
+    clients, spread = 20, 3.0
+    assert 4 / clients < turning_share(spread) < 1 / (1 + spread) < 6 / clients
+    mixing = functools.partial(nearest_neighbour_mixing, byzantine=attackers)
+    rule = chain(mixing, rule=geometric_median)
+    honest = _around_a_mean(clients - attackers, spread)
+    along = []
+    for distance in [spread * 2 ** (power / 4) for power in range(-8, 20)]:
+        away = torch.zeros(attackers, honest.shape[1], dtype=torch.float64)
+        away[:, 0] = 1 - distance
+        along.append(float(aggregate(torch.cat([honest, away]), rule=rule).value[0]))
+    assert (min(along) < 0) == turned
+    assert along[-1] > 0  # who stands apart is outvoted
+
+
 def test_the_median_of_honest_updates_that_agree_turns_at_its_breakdown_point() -> None:
     assert turning_share(0.0) == 0.5
     shares = [turning_share(spread) for spread in (0.0, 0.1, 1.0, 3.0, 1e9)]
     assert shares == sorted(shares, reverse=True)
     assert 0 < shares[-1] < 1e-8
+
+
+def _around_a_mean(count: int, spread: float) -> torch.Tensor:
+    """(count, count + 1) updates whose mean is the first unit vector: all alike far from it, at right angles to it."""
+    residuals = torch.eye(count, dtype=torch.float64) - 1 / count
+    residuals *= spread / residuals[0].norm()
+    return torch.cat([torch.ones(count, 1, dtype=torch.float64), residuals], 1)
