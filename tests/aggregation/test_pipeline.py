@@ -365,6 +365,50 @@ def test_the_gap_in_product_space_knows_what_cancels_between_whole_adapters(
         assert drift < 1e-3 or result.gap < 1e-12
 
 
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("drift", [1e-2, 1e-6, 1e-8])
+@pytest.mark.parametrize(
+    "step",
+    [
+        aggregation.nearest_neighbour_mixing,
+        functools.partial(aggregation.nearest_neighbour_mixing, byzantine=1),
+        functools.partial(aggregation.bucketing, generator=torch.Generator().manual_seed(0)),
+        aggregation.norm_clipping,
+    ],
+    ids=["mixing", "mixing of nearly all", "buckets", "clipping"],
+)
+def test_the_gap_behind_steps_knows_what_cancels_between_whole_adapters(
+    step: aggregation.Step, drift: float, with_reference: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names, shapes = ("m.0.lora_A.weight", "m.0.lora_B.weight"), ((4, 32), (24, 4))
+    base = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    made: list[aggregation.Mixing] = []
+
+    def remembered(gram: Tensor, prior_weights: Tensor) -> aggregation.Mixing:
+        made.append(step(gram, prior_weights))
+        return made[-1]
+
+    for _ in range(5):
+        moved = [
+            [part + drift * torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in base]
+            for _ in range(7)
+        ]
+        wholes = [dict(zip(names, factors, strict=True)) for factors in moved]
+        rule = aggregation.chain(remembered, rule=geometric_median)
+        reference = dict(zip(names, base, strict=True)) if with_reference else None
+        result = aggregate(wholes, rule=rule, space="product", whole=True, reference=reference)
+        zero = base[1] @ base[0] if with_reference else torch.zeros(24, 32, dtype=torch.float64)
+        rows = torch.stack([(b @ a - zero).flatten() for a, b in moved])
+        mixing = made[-1]
+        mixed = mixing.matrix @ rows
+        exact = aggregate(mixed, prior_weights=mixing.prior_weights)
+        reached = torch.linalg.vector_norm(mixed - result.weights @ rows, dim=1) @ mixing.prior_weights
+        assert result.gap == math.inf or float(reached) <= (1 + result.gap) * exact.objective
+        assert result.converged == (result.gap <= 1e-9)
+        assert drift < 1e-3 or result.gap < 1e-12
+
+
 def test_a_looser_tolerance_lets_a_wider_gap_count_as_converged() -> None:
     base, names = draw(2, 60), ("m.0.lora_A.weight", "m.0.lora_B.weight")
     shapes = ((4, 15), (15, 4))

@@ -56,14 +56,20 @@ def chained(gram: Tensor, prior_weights: Tensor, *, steps: Sequence[Step], rule:
         steps: applied first to last.
         rule: applied to what the steps leave.
     """
+    mixing, products = mixed(gram, prior_weights, steps)
+    decided = rule(products, mixing.prior_weights)
+    return replace(decided, weights=mixing.matrix.T @ decided.weights)
+
+
+def mixed(gram: Tensor, prior_weights: Tensor, steps: Sequence[Step]) -> tuple[Mixing, Tensor]:
+    """What steps, applied first to last, make of the updates, and the (m, m) inner products of that."""
     total = torch.eye(len(gram), dtype=torch.float64)
     for step in steps:
         mixing = step(gram, prior_weights)
         gram = mixing.matrix @ gram @ mixing.matrix.T
         gram = (gram + gram.T) / 2
         total, prior_weights = mixing.matrix @ total, mixing.prior_weights
-    decided = rule(gram, prior_weights)
-    return replace(decided, weights=total.T @ decided.weights)
+    return Mixing(total, prior_weights), gram
 
 
 def nearest_neighbour_mixing(gram: Tensor, prior_weights: Tensor, *, byzantine: int | None = None) -> Mixing:
