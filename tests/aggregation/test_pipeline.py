@@ -325,8 +325,9 @@ def test_a_trusted_update_behind_steps_takes_no_client_of_weight_zero() -> None:
     trusted = functools.partial(aggregation.trusted_reference, reference=0)
     rule = aggregation.chain(aggregation.norm_clipping, rule=trusted)
     assert aggregate(draw(4, 5), rule=rule).weights[0] == 0
-    with pytest.raises(UpdateError, match="leave them out of the updates"):
-        aggregate(draw(4, 5), rule=rule, prior_weights=[0, 1, 1, 1])
+    for behind in (rule, aggregation.chain(rule=rule), aggregation.chain(aggregation.norm_clipping, rule=rule)):
+        with pytest.raises(UpdateError, match="leave them out of the updates"):
+            aggregate(draw(4, 5), rule=behind, prior_weights=[0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("weights", [torch.tensor(0.25).expand(4), torch.full((4,), 0.25), torch.tensor([0, 0, 1, 0])])

@@ -307,6 +307,36 @@ def test_a_rule_that_cannot_aggregate_leaves_the_model_and_the_log_says_why(
     assert "gives_up cannot aggregate, the model stays: it gave up after 7 branches" in caplog.text
 
 
+@pytest.mark.parametrize("option", ["train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"])
+def test_a_metrics_function_that_fails_is_named_and_costs_the_round_its_metrics_alone(
+    option: Any, nodes: Any, local_grid: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def best_loss(contents: list[RecordDict], weight_key: str) -> MetricRecord:
+        return MetricRecord({"best": min(content["metrics"]["lost"] for content in contents)})
+
+    strategy, logger = GeometricMedian(**{option: best_loss}), logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    try:
+        result = strategy.start(local_grid(nodes), record(START), num_rounds=2, timeout=1)
+    finally:
+        logger.removeHandler(caplog.handler)
+    usual = GeometricMedian().start(local_grid(nodes), record(START), num_rounds=2, timeout=1)
+    assert torch.equal(values(result.arrays), values(usual.arrays))
+    assert "best_loss failed, the round has no metrics of it: KeyError: 'lost'" in caplog.text
+    failed = option.removesuffix("_aggr_fn")
+    assert getattr(result, f"{failed}_clientapp") == {}
+    for metrics in {"train_metrics", "evaluate_metrics"} - {failed}:
+        assert getattr(result, f"{metrics}_clientapp") == getattr(usual, f"{metrics}_clientapp") != {}
+
+
+def test_a_trusted_update_is_refused_for_no_reply_is_the_servers_own() -> None:
+    trusted = functools.partial(aggregation.trusted_reference, reference=0)
+    behind = aggregation.chain(aggregation.norm_clipping, rule=aggregation.chain(rule=trusted))
+    for rule in (trusted, behind):
+        with pytest.raises(UpdateError, match=r"place of a node's reply changes.*Choose another rule"):
+            RuleStrategy(rule)
+
+
 def test_a_node_that_repeats_a_metric_in_many_records_counts_once(nodes: Any, local_grid: Any, reply: Reply) -> None:
     def loud(message: Message) -> Message:
         many = {f"metrics {i}": MetricRecord({"num-examples": 10, "loss": 1e6}) for i in range(20)}

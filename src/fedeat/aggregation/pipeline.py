@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fedeat import geometry
 from fedeat.aggregation.coordinatewise import coordinate_rule
-from fedeat.aggregation.preaggregation import Step, chained, mixed
-from fedeat.aggregation.resilience import AnyRule, shift_invariant, unwrap
+from fedeat.aggregation.preaggregation import Step, mixed
+from fedeat.aggregation.resilience import AnyRule, shift_invariant, unchained, unwrap
 from fedeat.aggregation.rules import Rule, bounded, trusted_reference
 from fedeat.aggregation.sampling import sampled_geometric_median
 from fedeat.aggregation.weiszfeld import TOLERANCE, ClientWeights, geometric_median
@@ -224,16 +224,17 @@ def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
         UpdateError: a trusted update that is none of the clients, or whose number steps before the rule hide.
     """
     counts = prior > 0
-    function, options = unwrap(rule)
-    if function is chained and not bool(counts.all()) and unwrap(options["rule"])[0] is trusted_reference:
+    steps, last = unchained(rule)
+    function, options = unwrap(last)
+    if steps and function is trusted_reference and not bool(counts.all()):
         raise UpdateError(
             "trusted_reference behind steps counts the updates that reach it, but clients of prior weight zero are left"
             " out before: leave them out of the updates, or give them a weight"
         )
-    if function is trusted_reference and "reference" in options:
+    if not steps and function is trusted_reference and "reference" in options:
         trusted = bounded("reference", options["reference"], 0, len(prior) - 1, len(prior))
         counts[trusted] = True
-        rule = functools.partial(cast(Any, rule), reference=int(counts[:trusted].sum()))
+        rule = functools.partial(cast(Any, last), reference=int(counts[:trusted].sum()))
     return rule, torch.nonzero(counts).flatten()
 
 
@@ -243,9 +244,10 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
         found = product_gram(source, lora)
     else:
         found = geometry.measure(source, prior, origin=not shift_invariant(rule))
-    function, options = unwrap(rule)
-    decided = _after_steps(found, prior, rule) if function is chained else rule(found.gram, prior)
-    if function is geometric_median and (lora is not None or found.rounding > 1e-10):
+    steps, last = unchained(rule)
+    function, options = unwrap(last)
+    decided = _after_steps(found, prior, steps, cast(Rule, last)) if steps else rule(found.gram, prior)
+    if not steps and function is geometric_median and (lora is not None or found.rounding > 1e-10):
         excess = _rounding_excess(found, prior, decided)
         if excess > _EXCESS and lora is None:
             found = geometry.refine(source, found, prior)
@@ -260,14 +262,9 @@ def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -
     return replace(decided, weights=weights, objective=decided.objective / found.scale), found
 
 
-def _after_steps(found: Geometry, prior: Tensor, rule: Rule) -> ClientWeights:
-    """What a chain decides; the gap of its median knows how exact the products are that the steps were applied to."""
-    steps: list[Step] = []
+def _after_steps(found: Geometry, prior: Tensor, steps: Sequence[Step], rule: Rule) -> ClientWeights:
+    """What a rule decides behind steps; a median's gap knows how exact the products are that these were applied to."""
     function, options = unwrap(rule)
-    while function is chained:
-        steps += options["steps"]
-        rule = options["rule"]
-        function, options = unwrap(rule)
     mixing, gram = mixed(found.gram, prior, steps)
     decided = rule(gram, mixing.prior_weights)
     weights = mixing.matrix.T @ decided.weights

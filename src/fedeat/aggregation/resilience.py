@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from fedeat.aggregation.coordinatewise import CoordinateRule, trimmed_mean
-from fedeat.aggregation.preaggregation import bucketing, chained, nearest_neighbour_mixing
+from fedeat.aggregation.preaggregation import Step, bucketing, chained, nearest_neighbour_mixing
 from fedeat.aggregation.rules import (
     Rule,
     centred_clipping,
@@ -86,11 +86,8 @@ def turning_share(spread: float) -> float:
 
 def shift_invariant(rule: AnyRule) -> bool:
     """Whether the weights stay when all updates are shifted alike; False for a function this package does not know."""
-    inner, options = unwrap(rule)
-    if inner is chained:
-        steps = [unwrap(step)[0] for step in options["steps"]]
-        return all(step in _SHIFT_INVARIANT_STEPS for step in steps) and shift_invariant(options["rule"])
-    return inner in _SHIFT_INVARIANT
+    steps, rule = unchained(rule)
+    return all(unwrap(step)[0] in _SHIFT_INVARIANT_STEPS for step in steps) and unwrap(rule)[0] in _SHIFT_INVARIANT
 
 
 def unwrap(rule: object) -> tuple[object, Mapping[str, Any]]:
@@ -100,6 +97,17 @@ def unwrap(rule: object) -> tuple[object, Mapping[str, Any]]:
         options = {**rule.keywords, **options}
         rule = rule.func
     return rule, options
+
+
+def unchained(rule: AnyRule) -> tuple[list[Step], AnyRule]:
+    """All steps before a rule, first to last, and the rule itself; no steps where it is no chain."""
+    steps: list[Step] = []
+    function, options = unwrap(rule)
+    while function is chained:
+        steps += options["steps"]
+        rule = options["rule"]
+        function, options = unwrap(rule)
+    return steps, rule
 
 
 def _chain_tolerates(options: Mapping[str, Any], clients: int) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor
 from fedeat import aggregation, seeding
 from fedeat.aggregation import AnyRule
 from fedeat.aggregation.preaggregation import bucketing, chained
-from fedeat.aggregation.resilience import unwrap
+from fedeat.aggregation.resilience import unchained, unwrap
 from fedeat.errors import QuorumError, UpdateError
 from fedeat.flower.arrays import read_arrays, specs_of
 
@@ -84,7 +84,8 @@ class RuleStrategy(FedAvg):
     Floating-point arrays are aggregated as updates, reply minus what was sent; of integer and boolean arrays, such as
     counters, each element is the lower median of the replies. Options of the rule that count replies (`byzantine`,
     `selected`, `size`) shrink where replies are rejected. Metrics are each key's median over the replies that
-    report it as a finite number, unless FedAvg's functions for them are given.
+    report it as a finite number, unless FedAvg's functions for them are given; of one that raises, the log has
+    the name and the reason, and the round no metrics.
 
     Attributes:
         reports: one a round of training, oldest first.
@@ -110,7 +111,17 @@ class RuleStrategy(FedAvg):
             wait_s: > 0, seconds to wait for enough nodes before giving up.
             believe_examples: whether `weighted_by_key` weighs updates; a client may claim any number.
             options: FedAvg's.
+
+        Raises:
+            UpdateError: the rule is `trusted_reference`, with steps before it or not: no reply is the server's own.
         """
+        if unwrap(unchained(rule)[1])[0] is aggregation.trusted_reference:
+            raise UpdateError(
+                "trusted_reference finds the trusted update by its place among the updates, and the place of a node's "
+                "reply changes with every node that is not drawn, silent or rejected. Choose another rule, or train "
+                "the trusted update on the server and hand it to fedeat.aggregate beside the replies, in a strategy of "
+                "your own."
+            )
         super().__init__(**options)
         self.rule = rule
         self.seed = seed
@@ -119,8 +130,8 @@ class RuleStrategy(FedAvg):
         self.believe_examples = believe_examples
         self.reports: list[RoundReport] = []
         # FedAvg puts its own weighted mean where none was given, which one odd reply makes fail.
-        self._own_train_metrics = options.get("train_metrics_aggr_fn") is None
-        self._own_evaluate_metrics = options.get("evaluate_metrics_aggr_fn") is None
+        self.train_metrics_aggr_fn = options.get("train_metrics_aggr_fn") or _median_metrics
+        self.evaluate_metrics_aggr_fn = options.get("evaluate_metrics_aggr_fn") or _median_metrics
         self._sent: ArrayRecord | None = None
         self._asked: list[Message] = []
 
@@ -128,7 +139,7 @@ class RuleStrategy(FedAvg):
         """Logs the rule, what it withstands, and FedAvg's settings."""
         nodes = max(self.min_train_nodes, self.min_available_nodes)
         log(INFO, "\t├──> fedeat settings:")
-        log(INFO, "\t│\t├── Rule: %s", _rule_name(self.rule))
+        log(INFO, "\t│\t├── Rule: %s", _name(self.rule))
         log(INFO, "\t│\t├── Withstands: %d of %d nodes", aggregation.tolerates(self.rule, nodes), nodes)
         log(INFO, "\t│\t├── Quorum: %s", self.quorum or "more than half of the nodes asked")
         log(INFO, "\t│\t├── Clients weigh: %s", f"by {self.weighted_by_key}" if self.believe_examples else "the same")
@@ -202,26 +213,20 @@ class RuleStrategy(FedAvg):
             model, weights, gap = _aggregate(self._sent, [values[node] for node in nodes], self.rule, prior)
         except UpdateError as error:
             # What the checks above let through must not end the run either.
-            log(WARNING, "aggregate_train: %s cannot aggregate, the model stays: %s", _rule_name(self.rule), error)
+            log(WARNING, "aggregate_train: %s cannot aggregate, the model stays: %s", _name(self.rule), error)
             self.reports.append(RoundReport(server_round, {}, rejected, math.nan))
             return None, None
         self.reports.append(RoundReport(server_round, dict(zip(nodes, weights, strict=True)), rejected, gap))
-        kept = [contents[node] for node in nodes]
-        if self._own_train_metrics:
-            return model, _median_metrics(kept, self.weighted_by_key)
-        return model, self.train_metrics_aggr_fn(kept, self.weighted_by_key)
+        return model, self._metrics(self.train_metrics_aggr_fn, [contents[node] for node in nodes])
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The metrics of a round of evaluation; None where no reply is usable."""
         contents, rejected = self._sort(replies)
         for node, reason in sorted(rejected.items()):
             log(WARNING, "aggregate_evaluate: node %d rejected: %s", node, reason)
-        kept = [contents[node] for node in sorted(contents)]
-        if not kept:
+        if not contents:
             return None
-        if self._own_evaluate_metrics:
-            return _median_metrics(kept, self.weighted_by_key)
-        return self.evaluate_metrics_aggr_fn(kept, self.weighted_by_key)
+        return self._metrics(self.evaluate_metrics_aggr_fn, [contents[node] for node in sorted(contents)])
 
     def _configure(
         self,
@@ -242,6 +247,15 @@ class RuleStrategy(FedAvg):
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._asked = list(self._construct_messages(record, nodes, kind))
         return self._asked
+
+    def _metrics(self, function: MetricsFunction, contents: list[RecordDict]) -> MetricRecord | None:
+        """What the function makes of the replies' metrics; None where it fails, which takes nothing from the model."""
+        try:
+            return function(contents, self.weighted_by_key)
+        except Exception as error:  # whatever it is: a reply may hold anything, and the function is the user's
+            problem = f"{type(error).__name__}: {error}"
+            log(WARNING, "%s failed, the round has no metrics of it: %s", _name(function), problem, exc_info=error)
+            return None
 
     def _sort(self, replies: Iterable[Message]) -> tuple[dict[int, RecordDict], dict[int, str]]:
         """Node -> content of its first reply, and node -> why there is none.
@@ -409,7 +423,7 @@ def _claim(content: RecordDict, key: str) -> float:
     return float(found[0])
 
 
-def _median_metrics(contents: Sequence[RecordDict], weight_key: str) -> MetricRecord:
+def _median_metrics(contents: list[RecordDict], weight_key: str) -> MetricRecord:
     """Each key's median over the replies that report it as a finite number: one liar moves it little."""
     reported: dict[str, list[float]] = {}
     for content in contents:
@@ -425,9 +439,10 @@ def _median_metrics(contents: Sequence[RecordDict], weight_key: str) -> MetricRe
     return MetricRecord({key: statistics.median(values) for key, values in sorted(usual.items())})
 
 
-def _rule_name(rule: AnyRule) -> str:
+def _name(rule: AnyRule | MetricsFunction) -> str:
+    """The name of a function, with the options that were bound to it."""
     if isinstance(rule, functools.partial):
         options = ", ".join(f"{key}={value!r}" for key, value in rule.keywords.items() if value is not None)
-        return f"{_rule_name(rule.func)}({options})"
+        return f"{_name(rule.func)}({options})"
     function = rule.apply if isinstance(rule, aggregation.CoordinateRule) else rule
     return str(getattr(function, "__name__", function)).lstrip("_")
