@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,8 +152,8 @@ def test_a_client_cannot_write_another_clients_record(
     ]
 
 
-def test_a_missed_quorum_names_each_client_and_leaves_the_reason(
-    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any
+def test_a_missed_quorum_names_each_client_and_leaves_the_reason_to_who_shows_it(
+    make_config: MakeConfig, tmp_path: Path, nodes: Any, local_grid: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(node: Callable[[Message], Message]) -> Callable[[Message], Message]:
         def answer(message: Message) -> Message:
@@ -164,8 +165,16 @@ def test_a_missed_quorum_names_each_client_and_leaves_the_reason(
 
     config = load(make_config(**SETTINGS, communication={"deadline_s": 1.0}))
     grid = local_grid({node: broken(answer) if node != 12 else answer for node, answer in nodes.items()})
-    with pytest.raises(QuorumError, match=r"(?s)1 usable updates, expected at least 3.*client 0: failed: .*no disk"):
-        server_app.run(grid, to_toml(config), tmp_path / "run")
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    try:
+        with pytest.raises(
+            QuorumError, match=r"(?s)1 usable updates, expected at least 3.*client 0: failed: .*no disk"
+        ):
+            server_app.run(grid, to_toml(config), tmp_path / "run")
+    finally:
+        logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert "is left out" in caplog.text
+    assert "usable updates" not in caplog.text
     left = json.loads((tmp_path / "run" / server_app.FAILURE).read_text())
     assert "client 3: failed" in left["error"]
     # The same command again, with the nodes repaired, goes on.

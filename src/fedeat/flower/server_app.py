@@ -30,7 +30,7 @@ FAILURE = "failure.json"
 """In the run's directory while its last attempt ended with an error that a person can act on."""
 NAME = "name.json"
 """In the run's directory: the random name by which clients know the run again when it goes on."""
-_INFO, _ERROR = 20, 40
+_INFO = 20
 
 app = ServerApp()
 
@@ -76,8 +76,7 @@ def run(grid: Grid, text: str, directory: Path, *, progress: Progress = silent) 
 
         rows = experiment.run(config, directory, progress=progress, connect=link)
         page = report.write_report(directory)
-    except FedeatError as error:
-        log(_ERROR, "%s", error)
+    except FedeatError as error:  # whoever started this shows it; another process reads the file
         records.make_directory(directory)
         records.write_json(failure, {"error": str(error)})
         raise
