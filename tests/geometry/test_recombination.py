@@ -31,6 +31,8 @@ def test_a_stacked_adapter_is_the_exact_weighted_sum_over_ranks_and_scalings() -
     result = aggregate(updates, space="product", scaling=scaling, combine="stacked")
     expected = sum(w * s * product(u) for w, s, u in zip(result.weights.tolist(), scaling, updates, strict=True))
     assert result.value[A].shape == (14, 11)
+    ranked = aggregate(updates, space="product", scaling=scaling, combine="stacked", rank=3)  # of recompressed ones
+    assert torch.equal(ranked.value[A], result.value[A])
     torch.testing.assert_close(product(result.value), expected)
     heads = sum(w * u[HEAD] for w, u in zip(result.weights.tolist(), updates, strict=True))
     torch.testing.assert_close(result.value[HEAD], heads)

@@ -1,6 +1,8 @@
 """Robust aggregation: `aggregate` applies a rule to client updates; rules turn inner products into client weights.
 
 pipeline         updates and a rule in, one update and the record of how it came about out
+spaces           one group of tensors, decided and combined: as they are, as LoRA products, or coordinate by coordinate
+weighing         a rule's decision on inner products, and what their rounding may have cost
 rules            mean, Krum, clipping and others on the Gram matrix
 weiszfeld        the geometric median, certified; `smoothed` is RFA's, `sampling` a cheaper way to the exact one
 coordinatewise   rules that act on each coordinate by itself; `sorting` finds their order statistics

@@ -1,8 +1,9 @@
 """Aggregation: client updates and a rule in, one update and the record of how it came about out (Alg. 2).
 
-`aggregate` is the whole public call. It reads the updates once for their inner products (`geometry`), lets the rule
-turn these into client weights (`rules`, `weiszfeld`), and reads the updates once more to combine them. In product
-space the inner products are those of the true LoRA updates `s_i B_i A_i - s_g B_g A_g` (`product_space`).
+`aggregate` is the whole public call. For each group of tensors it reads the updates once for their inner products
+(`geometry`), lets the rule turn these into client weights (`weighing`, `rules`, `weiszfeld`), and reads the updates
+once more to combine them (`spaces`). In product space the inner products are those of the true LoRA updates
+`s_i B_i A_i - s_g B_g A_g` (`product_space`).
 """
 
 from __future__ import annotations
@@ -15,36 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedeat import geometry
 from fedeat.aggregation.coordinatewise import coordinate_rule
-from fedeat.aggregation.preaggregation import Step, mixed
-from fedeat.aggregation.resilience import AnyRule, shift_invariant, unchained, unwrap
+from fedeat.aggregation.resilience import AnyRule, unchained, unwrap
 from fedeat.aggregation.rules import Rule, bounded, trusted_reference
-from fedeat.aggregation.sampling import sampled_geometric_median
-from fedeat.aggregation.weiszfeld import TOLERANCE, ClientWeights, geometric_median
+from fedeat.aggregation.spaces import Combination, Part, by_coordinate, in_factors, in_products
+from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median
 from fedeat.errors import UpdateError
-from fedeat.geometry import Geometry
-from fedeat.geometry.distances import Matrix, Vector
 from fedeat.geometry.layout import FACTOR, UpdateSource
-from fedeat.geometry.product_space import Lora, product_gram
-from fedeat.geometry.recombination import of_one_rank, recombine, sum_factors
-from fedeat.geometry.sources import Updates, blocks, open_updates
+from fedeat.geometry.product_space import Lora
+from fedeat.geometry.recombination import of_one_rank
+from fedeat.geometry.sources import Updates, open_updates
 from fedeat.updates import Adapter
 
 Space = Literal["factors", "product"]
 Grouping = Literal["model", "layer"]
-Combination = Literal["factors", "stacked", "recompressed"]
 Value = TypeVar("Value", Tensor, dict[str, Tensor])
 
-_EXCESS = 1e-13
-"""Relative objective that rounded products may cost a geometric median before they are formed anew in float64."""
-_SAFETY = 8
-"""How many times that estimate is added to a certified gap, which knows the products only as they were rounded."""
-_FLOAT64 = 2.0**-53
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -155,6 +145,45 @@ def aggregate(
         UpdateError: updates that do not fit together, hold NaN or infinity or are out of range, prior weights that
             are negative, not finite or all zero, an option out of range; the message names each client at fault.
     """
+    columns = coordinate_rule(rule) if callable(rule) else None
+    _require_fitting(rule, columns, space, grouping, combine, sample)
+    with torch.no_grad():
+        everyone = open_updates(updates, any_rank=space == "product" and combine != "factors")
+        prior = _prior(prior_weights, len(everyone.labels))
+        rule, kept = _judged(rule, prior)
+        source = everyone.select(kept.tolist()) if len(kept) < len(prior) else everyone
+        treat: Callable[[UpdateSource, Tensor], Part]
+        if columns is not None:
+            treat, grouping = functools.partial(by_coordinate, columns=columns), "model"
+        elif space == "factors":
+            treat = functools.partial(in_factors, rule=cast(Rule, rule), sample=sample)
+        else:
+            scales = _scales(scaling, len(prior), kept)
+            whole = reference is None if whole is None else whole
+            lora = Lora(reference, _shared(scales, reference_scaling, reference, combine, whole=whole), scales, whole)
+            if combine != "recompressed":
+                rank = None
+            elif rank is None:
+                rank = _largest_rank(source)
+            treat = functools.partial(in_products, rule=cast(Rule, rule), lora=lora, combine=combine, rank=rank)
+        groups = _groups(source, grouping)
+        parts = {name: treat(group, prior[kept]) for name, group in groups.items()}
+        value = _merged(parts)
+        if combine == "stacked":
+            value = of_one_rank(cast(dict[str, Tensor], value))
+    sizes = {name: sum(spec.numel for spec in group.layout.values()) for name, group in groups.items()}
+    return _result(parts, sizes, value, kept, len(prior))
+
+
+def _require_fitting(
+    rule: AnyRule,
+    columns: object,
+    space: Space,
+    grouping: Grouping,
+    combine: Combination,
+    sample: torch.Generator | None,
+) -> None:
+    """Refuses options that do not exist or do not go together; `columns` is None but for a coordinate-wise rule."""
     _one_of("space", space, ("factors", "product"))
     _one_of("grouping", grouping, ("model", "layer"))
     _one_of("combine", combine, ("factors", "stacked", "recompressed"))
@@ -162,57 +191,12 @@ def aggregate(
         raise UpdateError(
             f"rule must be a function, such as fedeat.aggregation.krum, got {rule!r}: pass the function, not its name"
         )
-    columns = coordinate_rule(rule)
     if space == "factors" and combine != "factors":
         raise UpdateError(f"combine={combine!r} sums products of LoRA factors: choose space='product'")
     if space == "product" and columns is not None:
         raise UpdateError("a coordinate-wise rule has no product space: choose space='factors'")
     if sample is not None and (space != "factors" or unwrap(rule)[0] is not geometric_median):
         raise UpdateError("a sample serves the geometric median in factor space only: leave `sample` out")
-    with torch.no_grad():
-        everyone = open_updates(updates, any_rank=space == "product" and combine != "factors")
-        prior = _prior(prior_weights, len(everyone.labels))
-        rule, kept = _judged(rule, prior)
-        source = everyone.select(kept.tolist()) if len(kept) < len(prior) else everyone
-        if columns is not None:
-            value, shares = _by_coordinate(source, prior[kept], columns)
-            return _result([("", 1, ClientWeights(shares))], value, kept, len(prior), passes=1)
-        lora = None
-        if space == "product":
-            scales = _scales(scaling, len(prior), kept)
-            whole = reference is None if whole is None else whole
-            lora = Lora(reference, _shared(scales, reference_scaling, reference, combine, whole=whole), scales, whole)
-        if combine == "recompressed" and rank is None:
-            rank = max(_ranks(source))
-        decisions, values, discarded, passes = [], [], [], 0
-        for name, names in _groups(source, grouping).items():
-            part = source.restrict(names) if name else source
-            quick = None if sample is None else sampled_geometric_median(part, prior[kept], sample)
-            point: Tensor | dict[str, Tensor] | None = None
-            if quick is not None:
-                decided, readings, point = quick
-                centre = None
-            else:
-                decided, found = _weigh(part, prior[kept], cast(Rule, rule), lora)
-                centre, readings = found.centre, found.passes
-            if point is not None:
-                values.append(point)
-            elif lora is None:
-                values.append(geometry.combine(part, decided.weights, centre=centre))
-            elif combine == "factors":
-                values.append(sum_factors(part, decided.weights, lora))
-            else:
-                value, lost = recombine(part, decided.weights, lora, rank=rank if combine == "recompressed" else None)
-                values.append(value)
-                discarded.append(lost)
-            decisions.append((name, sum(part.layout[key].numel for key in part.layout), decided))
-            passes = max(passes, readings + (point is None))
-        merged = (
-            values[0] if len(values) == 1 else {k: t for v in values for k, t in cast(dict[str, Tensor], v).items()}
-        )
-        if combine == "stacked":
-            merged = of_one_rank(cast(dict[str, Tensor], merged))
-    return _result(decisions, merged, kept, len(prior), passes=passes, discarded=max(discarded, default=0.0))
 
 
 def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
@@ -238,131 +222,36 @@ def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
     return rule, torch.nonzero(counts).flatten()
 
 
-def _weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None) -> tuple[ClientWeights, Geometry]:
-    """What the rule decides on the updates' inner products, and those."""
-    if lora is not None:
-        found = product_gram(source, lora)
-    else:
-        found = geometry.measure(source, prior, origin=not shift_invariant(rule))
-    steps, last = unchained(rule)
-    function, options = unwrap(last)
-    decided = _after_steps(found, prior, steps, cast(Rule, last)) if steps else rule(found.gram, prior)
-    if not steps and function is geometric_median and (lora is not None or found.rounding > 1e-10):
-        excess = _rounding_excess(found, prior, decided)
-        if excess > _EXCESS and lora is None:
-            found = geometry.refine(source, found, prior)
-            decided = rule(found.gram, prior)
-        else:
-            decided = _widened(decided, excess, options)
-    if not isinstance(decided, ClientWeights):
-        raise UpdateError(f"the rule must return ClientWeights, got {type(decided).__name__}")
-    weights = decided.weights.detach().to("cpu", torch.float64).contiguous()
-    if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
-        raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
-    return replace(decided, weights=weights, objective=decided.objective / found.scale), found
+def _groups(source: UpdateSource, grouping: Grouping) -> dict[str, UpdateSource]:
+    """The updates' tensors of each group; factors of one LoRA pair are never apart."""
+    if grouping == "model":
+        return {"": source}
+    groups: dict[str, list[str]] = {}
+    for name in source.layout:
+        layer, factor = _LAYER.match(name), FACTOR.match(name)
+        key = layer.group(1) if layer else factor["module"] if factor else name
+        groups.setdefault(key, []).append(name)
+    return {key: source.restrict(names) for key, names in groups.items()}
 
 
-def _after_steps(found: Geometry, prior: Tensor, steps: Sequence[Step], rule: Rule) -> ClientWeights:
-    """What a rule decides behind steps; a median's gap knows how exact the products are that these were applied to."""
-    function, options = unwrap(rule)
-    mixing, gram = mixed(found.gram, prior, steps)
-    decided = rule(gram, mixing.prior_weights)
-    weights = mixing.matrix.T @ decided.weights
-    if function is geometric_median:
-        lengths, rows = np.sqrt(_sizes(found).clip(0)), mixing.matrix.numpy()
-        # A squared distance is `v'Kv`, with v what a mixed update is made of less what the result is.
-        away = np.abs(rows - weights.numpy())
-        noise = found.rounding * (away @ lengths) ** 2
-        # Mixing rounds too, and by all that is mixed; an update that is mixed like the result is at distance zero.
-        reach = np.abs(rows) @ lengths
-        mixing_noise = _FLOAT64 * (reach**2 + float(np.abs(decided.weights.numpy()) @ reach) ** 2)
-        noise += np.where(away.any(1), mixing_noise, 0.0)
-        squares = _squares(gram.numpy(), decided.weights.numpy())
-        decided = _widened(decided, _lost(squares, noise, mixing.prior_weights.numpy()), options)
-    return replace(decided, weights=weights)
-
-
-def _widened(decided: ClientWeights, excess: float, options: Mapping[str, Any]) -> ClientWeights:
-    """A geometric median whose gap counts what rounded products may have cost; `options` are the rule's."""
-    added = _SAFETY * excess
-    if decided.gap > 0:
-        larger = 1 + added / decided.gap
-        gap, majority_gap = decided.gap * larger, decided.majority_gap * larger
-    else:  # all updates seemed to be one
-        gap = majority_gap = added
-    return replace(decided, gap=gap, majority_gap=majority_gap, converged=gap <= options.get("tolerance", TOLERANCE))
-
-
-def _rounding_excess(found: Geometry, prior: Tensor, decided: ClientWeights) -> float:
-    """How much of the objective, relatively, rounded products may have cost."""
-    gram, weights, sizes = found.gram.numpy(), decided.weights.numpy(), _sizes(found)
-    chosen = np.flatnonzero(weights)
-    if len(chosen) == 1 and found.sizes is None:
-        return 0.0
-    square = float(weights @ (gram @ weights))
-    noise = found.rounding * (sizes + (square if found.sizes is None else float(np.abs(weights) @ sizes)))
-    squares = _squares(gram, weights)
-    if len(chosen) == 1:
-        squares[chosen] = noise[chosen] = 0.0
-    return _lost(squares, noise, prior.numpy())
-
-
-def _lost(squares: Vector, noise: Vector, share: Vector) -> float:
-    """How much of the objective, relatively, errors of squared distances from a median may have cost.
-
-    A relative error e_i of client i's distance moves the minimiser by as much as its share of the pulls, which costs
-    the objective to second order, `a_i r_i e_i^2`: much only where r_i is small against the products it comes from.
-    """
-    error = noise / np.maximum(squares, 1e-300)
-    radii = np.sqrt(np.maximum(squares, noise))
-    paid = float(share @ radii)
-    return float(share @ (radii * np.minimum(error, 1.0) ** 2)) / paid if paid > 0 else 0.0
-
-
-def _squares(gram: Matrix, weights: Vector) -> Vector:
-    """Squared distances of all updates from their sum by the weights, as the products tell them."""
-    products = gram @ weights
-    squares: Vector = gram.diagonal() - 2 * products + float(weights @ products)
-    return squares
-
-
-def _sizes(found: Geometry) -> Vector:
-    """Squared lengths whose rounding the products carry."""
-    sizes: Vector = (found.gram.diagonal() if found.sizes is None else found.sizes).numpy()
-    return sizes
-
-
-def _by_coordinate(
-    source: UpdateSource, prior: Tensor, columns: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor | dict[str, Tensor], Tensor]:
-    """Streams all coordinates through a coordinate-wise rule; the value and each client's share of the coordinates."""
-    result = geometry.Assembly(source)
-    shares = torch.zeros(len(source.labels), dtype=torch.float64)
-    for segments, block in blocks(source):
-        finite = torch.isfinite(block).all(1)
-        if not bool(finite.all()):
-            geometry.require_finite(source, torch.nonzero(~finite).flatten().tolist())
-        values, counts = columns(block, prior)
-        result.write(segments, values)
-        shares += counts.cpu()
-    return result.value(), shares / shares.sum()
+def _merged(parts: Mapping[str, Part]) -> Tensor | dict[str, Tensor]:
+    """The aggregates of all groups as one of the kind of an update."""
+    values = [part.value for part in parts.values()]
+    if len(values) == 1:
+        return values[0]
+    return {name: tensor for value in values for name, tensor in cast(dict[str, Tensor], value).items()}
 
 
 def _result(
-    decisions: Sequence[tuple[str, int, ClientWeights]],
-    value: Tensor | dict[str, Tensor],
-    kept: Tensor,
-    count: int,
-    *,
-    passes: int,
-    discarded: float = 0.0,
+    parts: Mapping[str, Part], sizes: Mapping[str, int], value: Tensor | dict[str, Tensor], kept: Tensor, count: int
 ) -> Aggregate[Any]:
-    """One record of what was decided for each group of (name, coordinates, weights of the clients kept)."""
-    coordinates = sum(size for _, size, _ in decisions)
-    groups = {name: replace(decided, weights=_scatter(decided.weights, kept, count)) for name, _, decided in decisions}
+    """One record of what was decided for each group, which has `sizes` coordinates, of the clients kept."""
+    groups = {
+        name: replace(part.decided, weights=_scatter(part.decided.weights, kept, count)) for name, part in parts.items()
+    }
     weights = torch.zeros(count, dtype=torch.float64)
-    for name, size, _ in decisions:
-        weights += groups[name].weights * (size / coordinates)
+    for name, group in groups.items():
+        weights += group.weights * (sizes[name] / sum(sizes.values()))
     return Aggregate(
         value=value,
         weights=groups[""].weights if list(groups) == [""] else weights,
@@ -371,23 +260,10 @@ def _result(
         gap=_worst([group.gap for group in groups.values()]),
         majority_gap=_worst([group.majority_gap for group in groups.values()]),
         converged=all(group.converged for group in groups.values()),
-        passes=passes,
+        passes=max(part.passes for part in parts.values()),
         groups=groups,
-        discarded=discarded,
+        discarded=max(part.discarded for part in parts.values()),
     )
-
-
-def _groups(source: UpdateSource, grouping: Grouping) -> dict[str, list[str]]:
-    """Names of the tensors of each group; factors of one LoRA pair are never apart."""
-    names = list(source.layout)
-    if grouping == "model":
-        return {"": names}
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        layer, factor = _LAYER.match(name), FACTOR.match(name)
-        key = layer.group(1) if layer else factor["module"] if factor else name
-        groups.setdefault(key, []).append(name)
-    return groups
 
 
 def _scatter(weights: Tensor, kept: Tensor, count: int) -> Tensor:
@@ -400,10 +276,10 @@ def _worst(gaps: Sequence[float]) -> float:
     return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 
-def _ranks(source: UpdateSource) -> list[int]:
-    """Ranks of all LoRA factors of all clients."""
+def _largest_rank(source: UpdateSource) -> int:
+    """Of all LoRA factors of all clients."""
     factors = [name for name in source.layout if (match := FACTOR.match(name)) and match["side"] == "A"]
-    return [source.one(i, name).shape[0] for name in factors for i in range(len(source.labels))] or [1]
+    return max([source.one(i, name).shape[0] for name in factors for i in range(len(source.labels))], default=1)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
