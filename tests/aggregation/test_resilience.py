@@ -1,4 +1,4 @@
-"""What is claimed of each rule, and that the claims about shifts hold."""
+"""What is claimed of each rule, that the claims about shifts hold, and what a rule is with fewer updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedeat.aggregation.preaggregation import (
     nearest_neighbour_mixing,
     norm_clipping,
 )
-from fedeat.aggregation.resilience import shift_invariant
+from fedeat.aggregation.resilience import fitted, shift_invariant
 from fedeat.aggregation.rules import (
     centred_clipping,
     krum,
@@ -30,6 +30,7 @@ from fedeat.aggregation.rules import (
 )
 from fedeat.aggregation.smoothed import smoothed_geometric_median
 from fedeat.aggregation.weiszfeld import geometric_median
+from fedeat.errors import UpdateError
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,27 @@ def test_the_median_of_honest_updates_that_agree_turns_at_its_breakdown_point() 
     shares = [turning_share(spread) for spread in (0.0, 0.1, 1.0, 3.0, 1e9)]
     assert shares == sorted(shares, reverse=True)
     assert 0 < shares[-1] < 1e-8
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        functools.partial(trimmed_mean, byzantine=4),
+        functools.partial(multi_krum, byzantine=3, selected=9),
+        chain(functools.partial(nearest_neighbour_mixing, byzantine=4), rule=functools.partial(krum, byzantine=3)),
+        chain(
+            functools.partial(bucketing, generator=torch.Generator().manual_seed(0), size=9),
+            rule=functools.partial(minimum_diameter, byzantine=0),
+        ),
+    ],
+    ids=["cut off", "selected", "mixed", "buckets"],
+)
+def test_a_rule_meant_for_many_updates_is_fitted_to_any_smaller_number(rule: Any) -> None:
+    updates = torch.randn(9, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for count in range(2, 9):
+        with pytest.raises(UpdateError, match=r"(byzantine|selected|size) must be an integer"):
+            aggregate(updates[:count], rule=rule)
+        aggregate(updates[:count], rule=fitted(rule, count))
 
 
 def _around_a_mean(count: int, spread: float) -> torch.Tensor:

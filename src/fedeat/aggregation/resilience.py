@@ -1,4 +1,4 @@
-"""What is known about the rules of this package: how many attackers each withstands, and whether shifts matter to it.
+"""What is known of this package's rules: how many attackers each withstands, whether shifts matter, what fewer need.
 
 The number is the rule's by its theory, for a configuration to be refused before training rather than fail in it. That a
 rule withstands attackers means that they move its result by a bounded length. Which way it then points is another
@@ -108,6 +108,33 @@ def unchained(rule: AnyRule) -> tuple[list[Step], AnyRule]:
         rule = options["rule"]
         function, options = unwrap(rule)
     return steps, rule
+
+
+def fitted(rule: Any, updates: int) -> Any:
+    """A rule, or a step before one, as it can be had with fewer updates than it was meant for.
+
+    Rejections leave it less to withstand, to select and to put into a bucket.
+
+    Args:
+        rule: options that count updates (`byzantine`, `selected`, `size`) are lowered to what `updates` allow.
+        updates: n >= 1.
+    """
+    if not isinstance(rule, functools.partial):
+        return rule
+    options = dict(rule.keywords)
+    if rule.func is chained:
+        rows, steps = updates, []
+        for step in options["steps"]:
+            steps.append(fitted(step, rows))
+            inner, bound = unwrap(steps[-1])
+            rows = -(-rows // (bound.get("size") or 2)) if inner is bucketing else rows
+        options |= {"steps": steps, "rule": fitted(options["rule"], rows)}
+    if options.get("byzantine") is not None:
+        options["byzantine"] = tolerates(rule, updates)
+    for name in ("selected", "size"):
+        if options.get(name) is not None:
+            options[name] = min(options[name], updates)
+    return functools.partial(rule.func, *rule.args, **options)
 
 
 def _chain_tolerates(options: Mapping[str, Any], clients: int) -> int:

@@ -1,6 +1,6 @@
 """fedeat on Flower: its aggregation rules as strategies for anybody's app, and its federations on many machines.
 
-strategy     the aggregation rules as Flower strategies
+strategy     the aggregation rules as Flower strategies; `replies` is what they make of a round's replies
 arrays       tensors to Flower's arrays and back, believing nothing
 messages     what travels between server and clients
 client       a client's side: carries out orders over its own data; `client_app` is the ClientApp around it

@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from torch import Tensor
 
 from fedeat import aggregation, seeding
 from fedeat.aggregation import AnyRule
-from fedeat.aggregation.preaggregation import bucketing, chained
 from fedeat.aggregation.resilience import unchained, unwrap
 from fedeat.errors import QuorumError, UpdateError
-from fedeat.flower.arrays import read_arrays, specs_of
+from fedeat.flower.arrays import specs_of
+from fedeat.flower.replies import Values, median_metrics, new_model, read_claim, read_reply, require_numbers
 
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
-
-_LARGEST = 1e100
-"""Number beyond which a reply is rejected: squares and sums of larger ones leave float64 for everybody."""
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -130,8 +124,8 @@ class RuleStrategy(FedAvg):
         self.believe_examples = believe_examples
         self.reports: list[RoundReport] = []
         # FedAvg puts its own weighted mean where none was given, which one odd reply makes fail.
-        self.train_metrics_aggr_fn = options.get("train_metrics_aggr_fn") or _median_metrics
-        self.evaluate_metrics_aggr_fn = options.get("evaluate_metrics_aggr_fn") or _median_metrics
+        self.train_metrics_aggr_fn = options.get("train_metrics_aggr_fn") or median_metrics
+        self.evaluate_metrics_aggr_fn = options.get("evaluate_metrics_aggr_fn") or median_metrics
         self._sent: ArrayRecord | None = None
         self._asked: list[Message] = []
 
@@ -155,7 +149,7 @@ class RuleStrategy(FedAvg):
             QuorumError: too few nodes are there after `wait_s` seconds.
             UpdateError: the model has an array that is neither a number nor a boolean.
         """
-        _require_numbers(arrays)
+        require_numbers(arrays)
         self._sent = arrays
         if self.fraction_train == 0.0:
             self._asked = []
@@ -187,16 +181,13 @@ class RuleStrategy(FedAvg):
         if self._sent is None:
             raise UpdateError("aggregate_train came before configure_train: there is no model to compare with")
         specs = specs_of(self._sent)
-        values: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
+        values: dict[int, Values] = {}
         claims: dict[int, float] = {}
         for node, content in contents.items():
             try:
-                if len(content.array_records) != 1:
-                    raise UpdateError(f"holds {len(content.array_records)} ArrayRecords, expected one")
-                values[node] = read_arrays(next(iter(content.array_records.values())), specs)
-                _require_in_range(values[node])
+                values[node] = read_reply(content, specs)
                 if self.believe_examples:
-                    claims[node] = _claim(content, self.weighted_by_key)
+                    claims[node] = read_claim(content, self.weighted_by_key)
             except UpdateError as error:
                 values.pop(node, None)
                 rejected[node] = str(error)
@@ -210,7 +201,7 @@ class RuleStrategy(FedAvg):
         nodes = sorted(values)
         prior = [claims[node] for node in nodes] if self.believe_examples else None
         try:
-            model, weights, gap = _aggregate(self._sent, [values[node] for node in nodes], self.rule, prior)
+            model, weights, gap = new_model(self._sent, [values[node] for node in nodes], self.rule, prior)
         except UpdateError as error:
             # What the checks above let through must not end the run either.
             log(WARNING, "aggregate_train: %s cannot aggregate, the model stays: %s", _name(self.rule), error)
@@ -325,77 +316,6 @@ class Mean(RuleStrategy):
         super().__init__(aggregation.mean, **options)
 
 
-def _aggregate(
-    sent: ArrayRecord,
-    replies: Sequence[Mapping[str, np.ndarray[Any, Any]]],
-    rule: AnyRule,
-    prior: Sequence[float] | None,
-) -> tuple[ArrayRecord, list[float], float]:
-    """The new model, each reply's weight and the rule's certified gap."""
-    model = {name: array.numpy() for name, array in sent.items()}
-    floats = [name for name, value in model.items() if value.dtype.kind == "f" and value.size]
-    updates = [{name: _float64(reply[name]) - _float64(model[name]) for name in floats} for reply in replies]
-    weights, gap, moved = [1 / len(replies)] * len(replies), math.nan, {}
-    if floats:
-        result = aggregation.aggregate(updates, rule=_for_count(rule, len(updates)), prior_weights=prior)
-        weights, gap, moved = result.weights.tolist(), result.gap, result.value
-    fresh = {}
-    for name, value in model.items():
-        if name in moved:
-            fresh[name] = (value.astype(np.float64) + moved[name].numpy().reshape(value.shape)).astype(value.dtype)
-        elif value.dtype.kind in "iub":
-            fresh[name] = np.sort(np.stack([reply[name] for reply in replies]), axis=0)[(len(replies) - 1) // 2]
-        else:
-            fresh[name] = value
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in fresh.items()}), weights, gap
-
-
-def _for_count(rule: Any, updates: int) -> Any:
-    """A rule, or a step before one, as it can be had with fewer updates than it was meant for.
-
-    Rejections leave it less to withstand, to select and to put into a bucket.
-    """
-    if not isinstance(rule, functools.partial):
-        return rule
-    options = dict(rule.keywords)
-    if rule.func is chained:
-        rows, steps = updates, []
-        for step in options["steps"]:
-            steps.append(_for_count(step, rows))
-            inner, bound = unwrap(steps[-1])
-            rows = -(-rows // (bound.get("size") or 2)) if inner is bucketing else rows
-        options |= {"steps": steps, "rule": _for_count(options["rule"], rows)}
-    if options.get("byzantine") is not None:
-        options["byzantine"] = aggregation.tolerates(rule, updates)
-    for name in ("selected", "size"):
-        if options.get(name) is not None:
-            options[name] = min(options[name], updates)
-    return functools.partial(rule.func, *rule.args, **options)
-
-
-def _float64(value: np.ndarray[Any, Any]) -> Tensor:
-    """A flat float64 tensor; an array without dimensions becomes one of one element."""
-    return torch.from_numpy(value.astype(np.float64).reshape(-1))
-
-
-def _require_numbers(arrays: Mapping[str, Array]) -> None:
-    odd = [f"{name!r} ({array.dtype})" for name, array in arrays.items() if np.dtype(array.dtype).kind not in "fiub"]
-    if odd:
-        raise UpdateError(f"the model holds arrays that cannot be aggregated: {', '.join(odd)}. Expected real numbers.")
-
-
-def _require_in_range(values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Raises an error that names the first array at fault, of a reply whose numbers no rule could square.
-
-    Raises:
-        UpdateError: there is one.
-    """
-    for name, value in values.items():
-        wide = value.dtype.kind == "f" and value.size and float(np.finfo(value.dtype).max) > _LARGEST
-        if wide and float(np.abs(value).max()) > _LARGEST:
-            raise UpdateError(f"tensor {name!r} holds numbers beyond {_LARGEST:g}")
-
-
 def _wait_for_nodes(grid: Grid, least: int, wait_s: float) -> list[int]:
     """All nodes that are there, sorted, once they are enough."""
     deadline = time.monotonic() + wait_s
@@ -409,34 +329,6 @@ def _wait_for_nodes(grid: Grid, least: int, wait_s: float) -> list[int]:
         log(INFO, "waiting for nodes: %d of %d are there, %.0f s left", len(present), least, left)
         time.sleep(min(1.0, left))
     return present
-
-
-def _claim(content: RecordDict, key: str) -> float:
-    """The number of examples that a reply claims.
-
-    Raises:
-        UpdateError: there is none, or it is no positive number.
-    """
-    found = [record[key] for record in content.metric_records.values() if key in record]
-    if len(found) != 1 or isinstance(found[0], list) or not 0 < found[0] < math.inf:
-        raise UpdateError(f"claims {str(found)[:80]} as {key!r}, expected one positive number")
-    return float(found[0])
-
-
-def _median_metrics(contents: list[RecordDict], weight_key: str) -> MetricRecord:
-    """Each key's median over the replies that report it as a finite number: one liar moves it little."""
-    reported: dict[str, list[float]] = {}
-    for content in contents:
-        # One value a reply, the first, in however many records it repeats the key.
-        own: dict[str, float] = {}
-        for key, value in (item for record in content.metric_records.values() for item in record.items()):
-            if key != weight_key and not isinstance(value, list) and math.isfinite(value):
-                own.setdefault(key, float(value))
-        for key, number in own.items():
-            reported.setdefault(key, []).append(number)
-    # A key that only a minority reports says nothing about the rest.
-    usual = {key: values for key, values in reported.items() if 2 * len(values) > len(contents)}
-    return MetricRecord({key: statistics.median(values) for key, values in sorted(usual.items())})
 
 
 def _name(rule: AnyRule | MetricsFunction) -> str:
