@@ -297,6 +297,9 @@ def test_a_rule_that_is_no_function_or_returns_no_weights_is_refused_in_words() 
         aggregate(draw(5, 4), rule="krum")  # type: ignore[call-overload]
     with pytest.raises(UpdateError, match="must return ClientWeights, got Mixing"):
         aggregate(draw(5, 4), rule=aggregation.norm_clipping)  # type: ignore[arg-type]
+    behind = aggregation.chain(aggregation.norm_clipping, rule=aggregation.norm_clipping)  # type: ignore[arg-type]
+    with pytest.raises(UpdateError, match="must return ClientWeights, got Mixing"):
+        aggregate(draw(5, 4), rule=behind)
 
 
 def test_of_a_client_of_weight_zero_the_layout_is_looked_at_and_nothing_else() -> None:

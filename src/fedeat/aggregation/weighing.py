@@ -50,27 +50,32 @@ def weigh(source: UpdateSource, prior: Tensor, rule: Rule, lora: Lora | None = N
         found = geometry.measure(source, prior, origin=not shift_invariant(rule))
     steps, last = unchained(rule)
     function, options = unwrap(last)
-    decided = _after_steps(found, prior, steps, cast(Rule, last)) if steps else rule(found.gram, prior)
+    decided = _after_steps(found, prior, steps, cast(Rule, last)) if steps else _decision(rule, found.gram, prior)
     if not steps and function is geometric_median and (lora is not None or found.rounding > 1e-10):
         excess = _rounding_excess(found, prior, decided)
         if excess > _EXCESS and lora is None:
             found = geometry.refine(source, found, prior)
-            decided = rule(found.gram, prior)
+            decided = _decision(rule, found.gram, prior)
         else:
             decided = _widened(decided, excess, options)
-    if not isinstance(decided, ClientWeights):
-        raise UpdateError(f"the rule must return ClientWeights, got {type(decided).__name__}")
     weights = decided.weights.detach().to("cpu", torch.float64).contiguous()
     if weights.shape != prior.shape or not bool(torch.isfinite(weights).all()):
         raise UpdateError(f"the rule must return {len(prior)} finite weights, got {weights}")
     return replace(decided, weights=weights, objective=decided.objective / found.scale), found
 
 
+def _decision(rule: Rule, gram: Tensor, prior: Tensor) -> ClientWeights:
+    decided = rule(gram, prior)
+    if not isinstance(decided, ClientWeights):
+        raise UpdateError(f"the rule must return ClientWeights, got {type(decided).__name__}")
+    return decided
+
+
 def _after_steps(found: Geometry, prior: Tensor, steps: Sequence[Step], rule: Rule) -> ClientWeights:
     """What a rule decides behind steps; a median's gap knows how exact the products are that these were applied to."""
     function, options = unwrap(rule)
     mixing, gram = mixed(found.gram, prior, steps)
-    decided = rule(gram, mixing.prior_weights)
+    decided = _decision(rule, gram, mixing.prior_weights)
     weights = mixing.matrix.T @ decided.weights
     if function is geometric_median:
         lengths, rows = np.sqrt(_sizes(found).clip(0)), mixing.matrix.numpy()
