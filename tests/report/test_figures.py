@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,25 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from fedeat.report import calibration_figure
 from fedeat.report.cells import read_rows
-from fedeat.report.figures import METHOD_COLOURS, conditions_figure, legend_columns, method_colours, png, shorten, svg
+from fedeat.report.figures import (
+    METHOD_COLOURS,
+    accuracy_figure,
+    conditions_figure,
+    legend_columns,
+    method_colours,
+    method_markers,
+    png,
+    shorten,
+    svg,
+)
 from fedeat.report.reading import Run, read_run
 from fedeat.report.round_figures import curves_figure, partition_figure, weight_bounds, weights_figure
 from fedeat.report.tables import result_tables
+from fedeat.report.trade_offs import method_curves_figure, scatter_figure
 
 SHARES = {"accuracy": 0.9, "adversarial_accuracy": 0.8}
 POINTS = [{"radius": r, "clean_loss": 0.5, "adversarial_loss": 0.5 + r, **SHARES} for r in (0.2, 0.0, 0.05)]
@@ -59,6 +72,36 @@ def test_marks_of_conditions_stand_at_their_values_and_flagged_ones_are_hollow(n
     assert low <= min(100 * row["accuracy_low"] for row in rows)
     assert high >= max(100 * row["accuracy_high"] for row in rows)
     assert axes.get_yticklabels()[0].get_text() == "No malicious clients"
+
+
+def test_a_condition_takes_the_room_of_the_methods_that_it_has(new_row: Callable[..., Any]) -> None:
+    cells = [("none", ("fedavg", "eat", "gm", "fedeat")), ("alie", ("fedavg", "gm")), ("ipm", ("gm",))]
+    rows = [new_row(method, attack, "sst2", 0) for attack, methods in cells for method in methods]
+    (axes,) = conditions_figure(result_tables(read_rows(rows)[0]), "sst2", "accuracy").axes
+    marks = [float(line.get_ydata()[0]) for line in axes.get_lines() if line.get_marker() not in ("None", "")]
+    across = {float(line.get_ydata()[0]) for line in axes.get_lines() if list(line.get_xdata()) == [0, 1]}
+    bounds = list(itertools.pairwise(sorted(across | set(axes.get_ylim()))))
+    assert [sum(low < y < high for y in marks) for low, high in bounds] == [4, 2, 1]
+    assert list(axes.get_yticks()) == pytest.approx([(low + high) / 2 for low, high in bounds])
+    assert bounds[0][1] - bounds[0][0] > bounds[1][1] - bounds[1][0]
+
+
+def test_a_method_looks_the_same_where_others_of_the_page_are_missing(new_row: Callable[..., Any]) -> None:
+    everyone = ["gm", "first", "second"]
+    (table,) = result_tables(read_rows([new_row(name, "none", "sst2", 0) for name in ("gm", "second")])[0])
+    runs = {name: [{0: 1.0, 1: 0.5}] for name in ("gm", "second")}
+    points = [{"radius": r, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6} for r in (0.0, 0.1)]
+    for figure in (
+        scatter_figure(table, "sst2", everyone),
+        curves_figure(runs, "title", "Loss", everyone),
+        method_curves_figure({"gm": points, "second": points}, "title", everyone),
+    ):
+        (line,) = (line for line in figure.axes[0].get_lines() if line.get_label() == "second")
+        assert line.get_color() == method_colours(everyone)["second"]
+        assert line.get_marker() == method_markers(everyone)["second"]
+    patches = {patch.get_label(): patch for patch in accuracy_figure(table, everyone).legends[0].get_patches()}
+    assert patches["second"].get_facecolor() == to_rgba(method_colours(everyone)["second"])
+    assert len(set(method_colours(everyone).values())) == 3
 
 
 def test_figures_leave_no_global_state() -> None:

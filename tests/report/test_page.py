@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -83,7 +84,7 @@ def test_numbers_flags_and_definitions_stand_on_the_page(page: Path) -> None:
     assert "Attack success rate (ASR)" in text
     assert "8 of 320 client updates were rejected" in text
     assert "minilm-l6" in text
-    assert "<dt>Malicious clients</dt><dd>none; sign flip 30 %</dd>" in text
+    assert "<dt>Malicious clients</dt><dd>none; sign flip 30\N{NO-BREAK SPACE}%</dd>" in text
     assert '<h2 id="costs">What each condition costs</h2>' in text
     assert "/data/models" not in text
 
@@ -182,6 +183,30 @@ def test_many_conditions_stand_in_a_table_and_a_figure_a_task(tmp_path: Path, ne
     figures = {file.name for file in (page.parent / "figures").glob("*.png")}
     assert {f"{measure}-{task}.png" for measure in ("accuracy", "asr") for task in ("sst2", "mnli")} <= figures
     assert not any(name.startswith("accuracy-alie") for name in figures)
+
+
+def test_methods_and_conditions_stand_in_one_order_and_a_condition_is_named_once(
+    tmp_path: Path, new_run: NewRun
+) -> None:
+    # Made in an order of their own: nothing may follow the order of names, of directories or of a set.
+    runs = [(m, a) for a in ("none", "sign_flip", "backdoor") for m in ("zeta", "beta", "alpha")]
+    for method, attack in runs:
+        new_run(tmp_path / f"{method}-{attack}", method, attack)
+    page = write_report_for([tmp_path / f"{method}-{attack}" for method, attack in runs], tmp_path / "all")
+    text = page.read_text(encoding="utf-8")
+    methods, tables = ["zeta", "beta", "alpha"], page.parent / "tables"
+    conditions = ["sign_flip", "backdoor"]
+    with (tables / "costs.csv").open() as file:
+        found = [(line["attack"], line["method"]) for line in csv.DictReader(file) if line["task"] == "sst2"]
+    assert found == [(attack, method) for attack in conditions for method in methods]
+    with (tables / "backdoors.csv").open() as file:
+        assert [line["method"] for line in csv.DictReader(file)] == methods
+    with (tables / "timings.csv").open() as file:
+        names = [line["run"] for line in csv.DictReader(file)]
+    assert names == [f"{method}-{attack}" for attack in ("none", *conditions) for method in methods]
+    costs = text.partition('<h2 id="costs">')[2].partition('<h2 id="figures">')[0]
+    title = "Backdoor, 30\N{NO-BREAK SPACE}% malicious clients"
+    assert re.findall(rf'rowspan="(\d+)">{title}</th>', costs) == ["3", "3"]  # of the costs and of the backdoor
 
 
 def test_an_out_directory_gets_the_page(tmp_path: Path) -> None:

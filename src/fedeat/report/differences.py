@@ -87,6 +87,7 @@ def condition_costs(rows: Sequence[Row], runs: Sequence[Run]) -> list[tuple[Cond
     """
     found = conditions(rows)
     by = {condition: group(rows, condition) for condition in found}
+    order = method_order(method for condition in found for method, _ in by[condition])
     measured = [(condition, reference) for condition in found if (reference := _reference(condition)) in by]
     measured = [(condition, reference) for condition, reference in measured if condition != reference]
     resamples = max(_RESAMPLES, round(4 * sum(len(by[condition]) for condition, _ in measured) / LEVEL))
@@ -95,7 +96,7 @@ def condition_costs(rows: Sequence[Row], runs: Sequence[Run]) -> list[tuple[Cond
     for task in dict.fromkeys(row.task for row in rows):
         done = {condition: _outcomes(runs, condition, by[condition], task, "accuracy") for condition in found}
         for condition, reference in measured:
-            for method in method_order(done[condition].keys() & done[reference].keys()):
+            for method in (name for name in order if name in done[condition] and name in done[reference]):
                 both = {condition.short: done[condition][method], reference.short: done[reference][method]}
                 items = compare_methods(both, task=task, measure="accuracy", resamples=resamples)
                 where += [(condition, method)] * len(items)

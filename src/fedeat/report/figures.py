@@ -99,6 +99,11 @@ def method_markers(methods: Sequence[str]) -> dict[str, str]:
     return _looks(methods, METHOD_MARKERS, _SPARE_MARKERS)
 
 
+def method_lines(methods: Sequence[str]) -> dict[str, str]:
+    """A line style for each method, the same on every figure of a page."""
+    return {method: ("-", "--", "-.", ":")[index % 4] for index, method in enumerate(method_order(methods))}
+
+
 def _looks(methods: Sequence[str], known: Mapping[str, str], spare: Sequence[str]) -> dict[str, str]:
     ordered = method_order(methods)
     others = [method for method in ordered if method not in known]
@@ -122,36 +127,53 @@ def legend_columns(labels: Sequence[str], *, handle: int, limit: int) -> int:
     return max(1, min(len(labels), limit, 58 // (longest + handle)))
 
 
-def accuracy_figure(table: ResultTable) -> Figure:
-    """Accuracy by task and method with 95 % intervals under one condition (the paper's Fig. 3)."""
-    return _bars(table, {key: cell.accuracy for key, cell in table.cells.items()}, "Accuracy (%)")
+def accuracy_figure(table: ResultTable, everyone: Sequence[str] = ()) -> Figure:
+    """Accuracy by task and method with 95 % intervals under one condition (the paper's Fig. 3).
+
+    Args:
+        table: what is drawn.
+        everyone: all methods of a page, so that each looks the same in all its figures; the table's where empty.
+    """
+    return _bars(table, {key: cell.accuracy for key, cell in table.cells.items()}, "Accuracy (%)", everyone)
 
 
-def asr_figure(table: ResultTable) -> Figure:
-    """Attack success rate by task and method with 95 % intervals under one condition (the paper's Fig. 4)."""
-    return _bars(table, {key: cell.asr for key, cell in table.cells.items()}, "Attack success rate (%)")
+def asr_figure(table: ResultTable, everyone: Sequence[str] = ()) -> Figure:
+    """Attack success rate by task and method with 95 % intervals under one condition (the paper's Fig. 4).
+
+    Args:
+        table: what is drawn.
+        everyone: as `accuracy_figure` takes them.
+    """
+    return _bars(table, {key: cell.asr for key, cell in table.cells.items()}, "Attack success rate (%)", everyone)
 
 
-def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal["accuracy", "asr"]) -> Figure:
-    """Accuracy or attack success rate on one task, conditions down, a mark and its 95 % interval for each method."""
+def conditions_figure(
+    tables: Sequence[ResultTable], task: str, measure: Literal["accuracy", "asr"], everyone: Sequence[str] = ()
+) -> Figure:
+    """Accuracy or attack success rate on one task, conditions down, a mark and its 95 % interval for each method.
+
+    Args:
+        tables: one a condition.
+        task: which of theirs is drawn.
+        measure: what of it.
+        everyone: as `accuracy_figure` takes them; the methods of all tables where empty.
+    """
     shown, methods = by_task(tables)[task]
-    # Of all tasks together: a method looks the same in each of their figures.
-    everyone = method_order(method for table in tables for method in table.methods)
+    everyone = everyone or method_order(method for table in tables for method in table.methods)
     colours, markers = method_colours(everyone), method_markers(everyone)
-    step, handles, flagged = 0.8 / max(len(methods), 1), [], False
+    lines, centres, edges = _lines_of_conditions(shown, methods, task, measure)
+    handles, flagged = [], False
     ends: list[float] = []
     with style():
-        height = 1.0 + 0.13 * len(shown) * max(len(methods), 2)
-        figure = Figure(figsize=(PANEL_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(PANEL_WIDTH, 1.0 + 0.115 * edges[-1]), layout="constrained")
         axes = figure.subplots()
-        for index, method in enumerate(methods):
+        for method in methods:
             look: dict[str, Any] = {"color": colours[method], "marker": markers[method], "markersize": 4}
             for row, table in enumerate(shown):
-                cell = table.cells.get((method, task))
-                value = Estimate() if cell is None else getattr(cell, measure)
-                if cell is None or value.mean is None:
+                if (row, method) not in lines:
                     continue
-                y, flagged = row + (index - (len(methods) - 1) / 2) * step, flagged or bool(cell.flags)
+                cell, y = table.cells[method, task], lines[row, method]
+                value, flagged = getattr(cell, measure), flagged or bool(cell.flags)
                 ends += [100 * end for end in (value.low, value.mean, value.high) if end is not None]
                 if value.low is not None and value.high is not None:
                     axes.plot([100 * value.low, 100 * value.high], [y, y], color=colours[method], linewidth=1.1)
@@ -162,8 +184,10 @@ def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal
             hollow: dict[str, Any] = {"color": INK, "markerfacecolor": "white", "marker": "o", "markersize": 4}
             handles.append(Line2D([], [], linestyle="", label=f"{FLAG} flagged", **hollow))
         names = [table.condition.title.replace(" % malicious clients", " %") for table in shown]
-        axes.set_yticks(range(len(shown)), ["\n".join(textwrap.wrap(shorten(name, 44), 22)) for name in names])
-        axes.set_ylim(len(shown) - 0.45, -0.55)
+        axes.set_yticks(centres, ["\n".join(textwrap.wrap(shorten(name, 44), 22)) for name in names])
+        axes.set_ylim(edges[-1], 0)
+        for edge in edges[:-1]:
+            axes.axhline(edge, color="#DDDDDD", linewidth=0.6)
         axes.tick_params(axis="y", length=0)
         # Marks, unlike bars, need no zero: the axis begins and ends at a multiple of ten around all intervals.
         axes.set_xlim(
@@ -175,6 +199,27 @@ def conditions_figure(tables: Sequence[ResultTable], task: str, measure: Literal
         columns = legend_columns([str(handle.get_label()) for handle in handles], handle=4, limit=5)
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, handletextpad=0.1, columnspacing=0.9)
     return figure
+
+
+def _lines_of_conditions(
+    shown: Sequence[ResultTable], methods: Sequence[str], task: str, measure: Literal["accuracy", "asr"]
+) -> tuple[dict[tuple[int, str], float], list[float], list[float]]:
+    """Where each (condition's index, method) that has a value stands, the conditions' centres and their lower edges.
+
+    A condition is as high as it has methods, and at least as high as its name.
+    """
+    lines: dict[tuple[int, str], float] = {}
+    centres, edges, top = [], [], 0.0
+    for row, table in enumerate(shown):
+        cells = {method: table.cells[method, task] for method in methods if (method, task) in table.cells}
+        own = [method for method, cell in cells.items() if getattr(cell, measure).mean is not None]
+        height = max(len(own), 2) + 1
+        first = top + (height - len(own) + 1) / 2
+        lines |= {(row, method): first + index for index, method in enumerate(own)}
+        centres.append(top + height / 2)
+        top += height
+        edges.append(top)
+    return lines, centres, edges
 
 
 def calibration_figure(points: Sequence[Mapping[str, Any]], recommended: float | None) -> Figure:
@@ -228,8 +273,10 @@ def _sparse(values: Sequence[float], limit: int = 7) -> list[float]:
     return list(values[::step])
 
 
-def _bars(table: ResultTable, values: Mapping[tuple[str, str], Estimate], label: str) -> Figure:
-    colours = method_colours(table.methods)
+def _bars(
+    table: ResultTable, values: Mapping[tuple[str, str], Estimate], label: str, everyone: Sequence[str]
+) -> Figure:
+    colours = method_colours(everyone or table.methods)
     width = 0.84 / max(len(table.methods), 1)
     flagged = False
     with style():

@@ -11,7 +11,7 @@ import jinja2
 
 from fedeat.records import table
 from fedeat.report.canvas import Canvas, write_file
-from fedeat.report.cells import METHOD_NAMES, Condition, attack_name, conditions, display_name, method_order
+from fedeat.report.cells import Condition, Row, attack_name, conditions, display_name, method_order
 from fedeat.report.claims import losses, method_note, shows, shows_not
 from fedeat.report.differences import Comparisons, compare_runs, condition_costs
 from fedeat.report.listings import (
@@ -93,6 +93,7 @@ def _write_page(records: Records, page: Path) -> Path:
         loader=jinja2.PackageLoader("fedeat.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters["unbroken"] = _unbroken
     text = environment.get_template("page.html").render(_context(records, Canvas(page.parent)))
     # A lone surrogate from broken JSON has no UTF-8 form.
     write_file(page, text.encode("utf-8", errors="replace"))
@@ -100,14 +101,16 @@ def _write_page(records: Records, page: Path) -> Path:
 
 
 def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
-    runs = sorted(records.runs, key=_run_order)
+    everyone = _everyone(records)
+    order = _order(conditions(records.rows), everyone)
+    runs = sorted(records.runs, key=order)
     tables = result_tables(records.rows, compare_runs(records.rows, runs))
     costs = condition_costs(records.rows, runs)
     figures = [
-        *result_figures(tables, canvas),
-        *scatter_figures(tables, canvas),
-        *robustness_figures([*records.base, *runs], canvas),
-        *round_figures(runs, canvas),
+        *result_figures(tables, canvas, everyone),
+        *scatter_figures(tables, canvas, everyone),
+        *robustness_figures([*records.base, *runs], canvas, everyone),
+        *round_figures(runs, canvas, everyone),
         *weight_figures(runs, canvas),
         *partition_figures(runs, canvas),
     ]
@@ -115,16 +118,16 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "title": _title(records),
         "facts": _facts(records),
         "notes": records.notes,
-        "summary": _set([*summarise(tables, attack_free=bool(costs)), *losses(costs)]),
-        "shows": _set(shows(tables)),
-        "shows_not": _set(shows_not(tables, records.rows)) if tables else [],
-        "method_note": " ".join(_set([method_note(tables)])),
+        "summary": [*map(_unbroken, [*summarise(tables, attack_free=bool(costs)), *losses(costs)])],
+        "shows": [*map(_unbroken, shows(tables))],
+        "shows_not": [*map(_unbroken, shows_not(tables, records.rows))] if tables else [],
+        "method_note": _unbroken(method_note(tables)),
         "differences": difference_listing(tables, canvas),
         "by_task": task_views(tables, canvas),
         "tables": [table_view(result, canvas) for result in tables],
         "figures": [{**figure, "number": index} for index, figure in enumerate(figures, start=1)],
         "costs": cost_listing(costs, canvas),
-        "backdoors": backdoor_listing(records.rows, canvas),
+        "backdoors": backdoor_listing(sorted(records.rows, key=order), canvas),
         "refusals": refusal_listing([*records.base, *runs], canvas),
         "curves": curve_csv([*records.base, *runs], canvas),
         "details": result_listing(records.rows, canvas),
@@ -138,8 +141,9 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
     }
 
 
-def _set(sentences: Sequence[str]) -> list[str]:
-    return [sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in sentences]
+def _unbroken(text: str) -> str:
+    """The text with its percent signs kept beside their numbers."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _title(records: Records) -> str:
@@ -205,11 +209,23 @@ def _partition(config: Mapping[str, Any]) -> str | None:
     return None if kind is None else plain(kind)
 
 
-def _run_order(run: Run) -> tuple[object, ...]:
-    condition = run.condition
-    order = list(METHOD_NAMES)
-    position = order.index(run.method) if run.method in order else len(order)
-    return (condition.attack != "none", condition.attack, condition.fraction, run.seed or 0, position, run.name)
+def _everyone(records: Records) -> list[str]:
+    """All methods in the order of the tables; those that were not evaluated last."""
+    rows = [row for condition in conditions(records.rows) for row in records.rows if row.condition == condition]
+    return method_order(item.method for item in (*rows, *records.rows, *records.runs))
+
+
+def _order(shown: Sequence[Condition], everyone: Sequence[str]) -> Callable[[Run | Row], tuple[object, ...]]:
+    """A sorting key: by condition as the tables stand, those without a table last; then by method and seed."""
+    places = {condition: place for place, condition in enumerate(shown)}
+
+    def key(item: Run | Row) -> tuple[object, ...]:
+        condition = item.condition
+        place = places.get(condition, len(places)), condition.attack != "none", condition.attack, condition.fraction
+        name = item.name if isinstance(item, Run) else item.run
+        return (*place, everyone.index(item.method), item.seed or 0, name)
+
+    return key
 
 
 def _attacks(found: Sequence[Condition]) -> str:

@@ -1,4 +1,7 @@
-"""Which figures a page shows: panels by condition and run, with their captions."""
+"""Which figures a page shows: panels by condition and run, with their captions.
+
+`everyone` is all methods of a page in their order: each looks the same in all its figures.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,25 @@ _SHOWN_PARTITIONS = 4
 _SHOWN_SCATTERS = 12
 
 
-def result_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
+def result_figures(tables: Sequence[ResultTable], canvas: Canvas, everyone: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracy and ASR: a panel a condition, or where there are many conditions a panel a task."""
     if not tables:
         return []
     draw = _by_condition if len(tables) <= FEW else _by_task
     return [
-        draw(tables, canvas, "accuracy", "Accuracy on unmodified texts"),
-        draw(tables, canvas, "asr", "Attack success rate"),
+        draw(tables, canvas, everyone, "accuracy", "Accuracy on unmodified texts"),
+        draw(tables, canvas, everyone, "asr", "Attack success rate"),
     ]
 
 
-def _by_condition(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, words: str) -> dict[str, Any]:
+def _by_condition(
+    tables: Sequence[ResultTable], canvas: Canvas, everyone: Sequence[str], measure: Measure, words: str
+) -> dict[str, Any]:
     draw = accuracy_figure if measure == "accuracy" else asr_figure
     panels = [
-        canvas.panel(draw(item), f"{measure}-{item.condition.short}", f"{words} by method, {item.condition.title}")
+        canvas.panel(
+            draw(item, everyone), f"{measure}-{item.condition.short}", f"{words} by method, {item.condition.title}"
+        )
         for item in tables
     ]
     hatched = any(result.footnotes for result in tables)
@@ -55,10 +62,12 @@ def _by_condition(tables: Sequence[ResultTable], canvas: Canvas, measure: Measur
     return _figure(text, panels)
 
 
-def _by_task(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, words: str) -> dict[str, Any]:
+def _by_task(
+    tables: Sequence[ResultTable], canvas: Canvas, everyone: Sequence[str], measure: Measure, words: str
+) -> dict[str, Any]:
     panels = [
         canvas.panel(
-            conditions_figure(tables, task, measure),
+            conditions_figure(tables, task, measure, everyone),
             f"{measure}-{task}",
             f"{words} by condition and method on {task}",
         )
@@ -69,10 +78,10 @@ def _by_task(tables: Sequence[ResultTable], canvas: Canvas, measure: Measure, wo
     return _figure(f"{words} under each condition by method, with 95 % intervals.{extra}", panels)
 
 
-def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[str, Any]]:
+def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas, everyone: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracy against ASR, a panel a condition and task, of the tables that have two methods to compare."""
     drawn = [
-        (scatter_figure(table, task), f"trade-off-{table.condition.short}-{task}", table, task)
+        (scatter_figure(table, task, everyone), f"trade-off-{table.condition.short}-{task}", table, task)
         for table in tables
         for task in table.tasks
         if sum(table.cells[key].asr.mean is not None for key in table.cells if key[1] == task) > 1
@@ -93,7 +102,7 @@ def scatter_figures(tables: Sequence[ResultTable], canvas: Canvas) -> list[dict[
     return [_figure(text + (f" {more} more panels are in the figures folder." if more else ""), panels)]
 
 
-def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+def robustness_figures(runs: Sequence[Run], canvas: Canvas, everyone: Sequence[str]) -> list[dict[str, Any]]:
     """Robust accuracy under PGD along the radius: a panel a condition and task, a line a method, a mean over seeds.
 
     The base model took part in no federation and stands in every panel.
@@ -108,7 +117,7 @@ def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, An
         for task in dict.fromkeys(point["task"] for run in members for point in curve_points(run)):
             curves = mean_curves(members, task)
             where = f"{task}; {condition.title}" if len({run.condition for run in trained}) > 1 else task
-            figure = method_curves_figure(curves, folded(where))
+            figure = method_curves_figure(curves, folded(where), everyone)
             alt = f"Robust accuracy along the radius by method on {task}, {condition.title}"
             panels.append(canvas.panel(figure, f"robustness-{condition.short}-{task}", alt))
     settings = dict.fromkeys((run.curve.get("steps"), run.curve.get("restarts")) for run in drawn)
@@ -127,7 +136,7 @@ def robustness_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, An
     return [_figure(text, panels)]
 
 
-def round_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
+def round_figures(runs: Sequence[Run], canvas: Canvas, everyone: Sequence[str]) -> list[dict[str, Any]]:
     figures = []
     for name, label, words, values in (
         ("loss", "Mean client loss", "Mean training loss of the round's clients, all counted alike", losses),
@@ -141,10 +150,11 @@ def round_figures(runs: Sequence[Run], canvas: Canvas) -> list[dict[str, Any]]:
                 found = values(run)
                 if found:
                     series.setdefault(run.method, []).append(found)
-            if len(runs) == 1 and values is mean_accuracy:
+            by_tasks = len(runs) == 1 and values is mean_accuracy
+            if by_tasks:
                 series = {task: [found] for task, found in accuracies(runs[0]).items()}
             if series:
-                figure = curves_figure(series, condition.title, label)
+                figure = curves_figure(series, condition.title, label, () if by_tasks else everyone)
                 panels.append(canvas.panel(figure, f"{name}-{condition.short}", f"{words}, {condition.title}"))
         if panels:
             banded = any(run.seed != runs[0].seed for run in runs)

@@ -31,6 +31,7 @@ from fedeat.report.figures import (
     folded,
     legend_columns,
     method_colours,
+    method_lines,
     method_markers,
     shorten,
     style,
@@ -40,12 +41,13 @@ from fedeat.report.values import Record, client_ids, number
 
 _LABEL_LIMIT = 15
 _BAR_LIMIT = 60
-_LINES = ("-", "--", "-.", ":")
 # From a clear light blue, so that a weight of zero is not taken for a client that was not sampled.
 _WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#DCEBF7", "#6BAED6", BLUE, "#03284A"])
 
 
-def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: str, label: str) -> Figure:
+def curves_figure(
+    series: Mapping[str, Sequence[Mapping[int, float]]], title: str, label: str, everyone: Sequence[str] = ()
+) -> Figure:
     """One line a name over rounds: the mean over its runs, with a band from the lowest to the highest run.
 
     Args:
@@ -53,22 +55,24 @@ def curves_figure(series: Mapping[str, Sequence[Mapping[int, float]]], title: st
             in "(%)", else losses, drawn on a logarithmic axis once they span more than a factor of 30.
         title: panel title.
         label: label of the vertical axis.
+        everyone: all methods of a page, so that each looks the same in all its figures; empty where names are tasks.
     """
-    colours, markers = method_colours(list(series)), method_markers(list(series))
-    if not any(name in ("fedavg", "eat", "gm", "fedeat") for name in series):
+    looks = everyone or list(series)
+    colours, markers, lines = method_colours(looks), method_markers(looks), method_lines(looks)
+    if not everyone:
         palette = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY)
         colours = {name: palette[index % len(palette)] for index, name in enumerate(series)}
     values: list[float] = []
     with style():
         figure = Figure(figsize=(PANEL_WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
-        for index, (name, runs) in enumerate(series.items()):
+        for name, runs in series.items():
             rounds = sorted({step for run in runs for step in run})
             present = [[run[step] for run in runs if step in run] for step in rounds]
             means = [math.fsum(found) / len(found) for found in present]
             values += [value for found in present for value in found]
             axes.plot(
-                rounds, means, _LINES[index % len(_LINES)], color=colours[name], linewidth=1.6, markersize=4,
+                rounds, means, lines[name], color=colours[name], linewidth=1.6, markersize=4,
                 marker=markers[name], markevery=max(1, len(rounds) // 12),
                 label=shorten(display_name(name)),
             )  # fmt: skip

@@ -19,6 +19,7 @@ from fedeat.report.figures import (
     folded,
     legend_columns,
     method_colours,
+    method_lines,
     method_markers,
     shorten,
     style,
@@ -95,20 +96,23 @@ def mean_curves(runs: Sequence[Run], task: str, kind: str = "pgd") -> dict[str, 
     }
 
 
-def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+def method_curves_figure(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str, everyone: Sequence[str] = ()
+) -> Figure:
     """Robust accuracy of several methods under PGD along the radius, on one task, each with its 95 % band.
 
     Args:
         curves: method -> its points, as `robustness_figure` takes them, of one task and kind.
         title: of the panel.
+        everyone: all methods of a page, so that each looks the same in all its figures; the curves' where empty.
     """
-    colours, markers = method_colours(list(curves)), method_markers(list(curves))
+    looks = everyone or list(curves)
+    colours, markers, lines = method_colours(looks), method_markers(looks), method_lines(looks)
     with style():
         figure = Figure(figsize=(PANEL_WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
-        for index, (method, points) in enumerate(curves.items()):
-            line = ("-", "--", "-.", ":")[index % 4]
-            _curve(axes, points, shorten(display_name(method)), colours[method], markers[method], line)
+        for method, points in curves.items():
+            _curve(axes, points, shorten(display_name(method)), colours[method], markers[method], lines[method])
         _radius_axes([axes], [float(point["radius"]) for points in curves.values() for point in points])
         axes.set_title(title)
         names = [shorten(display_name(method)) for method in curves]
@@ -117,9 +121,15 @@ def method_curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], titl
     return figure
 
 
-def scatter_figure(table: ResultTable, task: str) -> Figure:
-    """Accuracy against attack success rate of every method on one task, with both intervals; up and left is better."""
-    colours, markers = method_colours(table.methods), method_markers(table.methods)
+def scatter_figure(table: ResultTable, task: str, everyone: Sequence[str] = ()) -> Figure:
+    """Accuracy against attack success rate of every method on one task, with both intervals; up and left is better.
+
+    Args:
+        table: what is drawn.
+        task: of the table's.
+        everyone: all methods of a page, so that each looks the same in all its figures; the table's where empty.
+    """
+    colours, markers = method_colours(everyone or table.methods), method_markers(everyone or table.methods)
     with style():
         figure = Figure(figsize=(PANEL_WIDTH, 3.1), layout="constrained")
         axes = figure.subplots()
