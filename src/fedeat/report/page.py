@@ -212,7 +212,7 @@ def _partition(config: Mapping[str, Any]) -> str | None:
 def _everyone(records: Records) -> list[str]:
     """All methods in the order of the tables; those that were not evaluated last."""
     rows = [row for condition in conditions(records.rows) for row in records.rows if row.condition == condition]
-    return method_order(item.method for item in (*rows, *records.rows, *records.runs))
+    return method_order([row.method for row in [*rows, *records.rows]] + [run.method for run in records.runs])
 
 
 def _order(shown: Sequence[Condition], everyone: Sequence[str]) -> Callable[[Run | Row], tuple[object, ...]]:
