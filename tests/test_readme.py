@@ -29,8 +29,9 @@ def short_demo(place: Path) -> None:
 
 
 def commands() -> list[list[str]]:
-    """The README's shell commands in order, as words."""
-    lines = (line for block in blocks("sh") for line in block.splitlines() if line.strip())
+    """The README's shell commands in order, as words; a backslash goes on in the next line."""
+    joined = (block.replace("\\\n", " ") for block in blocks("sh"))
+    lines = (line for block in joined for line in block.splitlines() if line.strip())
     return [shlex.split(line, comments=True) for line in lines]
 
 
