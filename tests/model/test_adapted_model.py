@@ -485,6 +485,18 @@ class TestRefusedByName:
     def test_missing_directory(self, refusal: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist" in refusal(tmp_path / "none")
 
+    def test_a_name_that_is_neither_here_nor_on_the_hub(
+        self, refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no connection")
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", offline)
+        message = refusal(Path("models/mistake"))
+        assert f"there is no directory models/mistake in {tmp_path}" in message
+        assert "no connection" in message
+
     def test_missing_config(self, refusal: Callable[..., str], zoo: Zoo, tmp_path: Path) -> None:
         assert "holds no config.json" in refusal(copy_of(zoo("llama"), tmp_path / "m", without="config"))
 

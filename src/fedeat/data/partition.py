@@ -138,8 +138,8 @@ def _rng(seed: int) -> np.random.Generator:
 def _check_enough(examples: int, clients: int, *, of: str = "") -> None:
     if examples < clients:
         raise DataError(
-            f"{examples} training examples{of} cannot be spread over {clients} clients with at least one each. "
-            "Use more data or lower partition.clients."
+            f"{examples} training example{'s' * (examples != 1)}{of} cannot be spread over {clients} clients with at "
+            "least one each. Use more data or lower partition.clients."
         )
 
 

@@ -95,8 +95,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     )
     if Path(source.name).is_dir() and not any(_TOKENIZER.search(file.name) for file in Path(source.name).iterdir()):
         raise absent
+    # A directory's name with a mistake in it is taken for one of the hub, which says nothing of directories.
+    where = "" if Path(source.name).is_dir() else f" from the hub (there is no directory {source.name} in {Path.cwd()})"
     tokenizer = attempt(
-        f"tokenizer of {source.name}",
+        f"tokenizer of {source.name}{where}",
         lambda: transformers.AutoTokenizer.from_pretrained(
             source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
         ),
