@@ -18,11 +18,11 @@ import fedeat
 from fedeat import aggregation
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6b7280"
-RULES: dict[str, tuple[aggregation.AnyRule, str]] = {
-    "mean": (aggregation.mean, ORANGE),
-    "coordinate median": (aggregation.coordinate_median, PURPLE),
-    "Krum": (aggregation.krum, BLUE),
-    "geometric median": (aggregation.geometric_median, GREEN),
+RULES: dict[str, tuple[aggregation.AnyRule, str, str]] = {
+    "mean": (aggregation.mean, ORANGE, "-"),
+    "coordinate median": (aggregation.coordinate_median, PURPLE, "-."),
+    "Krum": (aggregation.krum, BLUE, ":"),
+    "geometric median": (aggregation.geometric_median, GREEN, "-"),
 }
 
 
@@ -65,29 +65,29 @@ def draw_plane(axes: Axes) -> None:
 def draw_displacement(axes: Axes) -> None:
     """Distance of each rule's result from the honest mean, against that of the attackers."""
     distances = torch.logspace(-1, 6, 36).tolist()
-    for name, (rule, color) in RULES.items():
+    for name, (rule, color, line) in RULES.items():
         moved = [
             float(torch.linalg.vector_norm(fedeat.aggregate(updates_at(d, 20), rule=rule).value)) for d in distances
         ]
-        axes.plot(distances, moved, color=color, lw=2, label=name)
+        axes.plot(distances, moved, line, color=color, lw=2, label=name)
     spread = float(torch.linalg.vector_norm(updates_at(0.0, 20)[:7], dim=1).max())
     bound = 2 / (1 - 2 * 0.3) * spread
     axes.axhline(bound, color=GREEN, ls="--", lw=1)
-    axes.text(distances[0], bound * 1.15, "the median's proven bound", color=GREEN, fontsize=8)
+    axes.text(distances[0], bound * 1.15, "the median's bound", color=GREEN, fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="distance of the malicious updates", ylabel="distance of the result")
-    axes.set_title("However far, the result moves a bounded amount", fontsize=11, loc="left")
-    axes.legend(frameon=False, fontsize=9, loc="center right")
+    axes.set_title("However far, only the mean follows", fontsize=11, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:
     """Writes the picture to the path given."""
-    figure = Figure(figsize=(11.5, 4.4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9.4, 3.8), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     plane, displacement = figure.subplots(1, 2, width_ratios=(1.25, 1))
     draw_plane(plane)
     draw_displacement(displacement)
-    figure.savefig(Path(sys.argv[1]), dpi=130)
+    figure.savefig(Path(sys.argv[1]), dpi=170)
 
 
 if __name__ == "__main__":

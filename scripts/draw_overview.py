@@ -96,7 +96,7 @@ def draw_server(axes: Axes) -> None:
 
 def main() -> None:
     """Writes the picture to the path given."""
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9.2, 3.7), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     client, server = figure.subplots(1, 2, width_ratios=(1, 1.35))
     draw_client(client)
@@ -107,7 +107,7 @@ def main() -> None:
         axes.set_aspect("equal", adjustable="box")
         for spine in axes.spines.values():
             spine.set_visible(False)
-    figure.savefig(Path(sys.argv[1]), dpi=130)
+    figure.savefig(Path(sys.argv[1]), dpi=170)
 
 
 if __name__ == "__main__":
