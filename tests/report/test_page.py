@@ -188,13 +188,13 @@ def test_many_conditions_stand_in_a_table_and_a_figure_a_task(tmp_path: Path, ne
 def test_methods_and_conditions_stand_in_one_order_and_a_condition_is_named_once(
     tmp_path: Path, new_run: NewRun
 ) -> None:
-    # Made in an order of their own: nothing may follow the order of names, of directories or of a set.
+    # Methods stand by name, conditions as they come; nothing may follow the order of directories or of a set.
     runs = [(m, a) for a in ("none", "sign_flip", "backdoor") for m in ("zeta", "beta", "alpha")]
     for method, attack in runs:
         new_run(tmp_path / f"{method}-{attack}", method, attack)
     page = write_report_for([tmp_path / f"{method}-{attack}" for method, attack in runs], tmp_path / "all")
     text = page.read_text(encoding="utf-8")
-    methods, tables = ["zeta", "beta", "alpha"], page.parent / "tables"
+    methods, tables = ["alpha", "beta", "zeta"], page.parent / "tables"
     conditions = ["sign_flip", "backdoor"]
     with (tables / "costs.csv").open() as file:
         found = [(line["attack"], line["method"]) for line in csv.DictReader(file) if line["task"] == "sst2"]
