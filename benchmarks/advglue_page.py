@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedeat.aggregation import turning_share
+import advglue_spread
+
 from fedeat.records import write_text
 from fedeat.report import markdown
 from fedeat.report.cells import Row, display_name, method_order
@@ -46,12 +47,6 @@ _LANGUAGE_MODEL = (
     "([configurations](../../configs/real)). The base has seen the first half of each GLUE train file and free "
     "instructions; the clients hold second halves; nothing trains on a dev file. The base alone was right on {own} "
     "of test rows."
-)
-_SPREAD = (
-    "Root mean square distance of a round's updates from their mean, over that mean's length, without malicious "
-    "clients: a mean over the rounds of each seed, then over seeds, in brackets the least and the most of a seed; then "
-    "in how many seeds that of EAT is larger. Last, the share of attackers of one mind that [turns a median of such "
-    "updates around](../aggregation.md#bounded-is-not-unmoved), in the first round and in the last, means over seeds."
 )
 TITLES = {
     "advglue": ("Four methods on GLUE and AdvGLUE", "One federation a task: 10 clients, Dirichlet(0.5) by label."),
@@ -165,7 +160,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     backdoors = _backdoors(records)
     if backdoors:
         parts += ["## The backdoor", backdoors]
-    spreads = _spreads(records) if study == "attacks" else ""
+    spreads = advglue_spread.section(records) if study == "attacks" else ""
     if spreads:
         parts += ["## How far apart honest updates are", spreads]
     parts += ["## What the numbers say", markdown.findings(tables, records.rows)]
@@ -224,35 +219,6 @@ def _backdoors(records: Records) -> str:
         "in brackets the least and the most of a seed; then the mean for the same texts without it.\n\n"
         f"{head}\n" + "\n".join(lines)
     )
-
-
-def _spreads(records: Records) -> str:
-    """How far apart the clients' updates are, with adversarial training and without, where all are honest."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for run in records.runs:
-        averaged = run.config.get("aggregation", {}).get("rule") == "mean" and run.condition.attack == "none"
-        if averaged and run.rows and run.seed is not None:
-            found.setdefault(run.rows[0].task, {}).setdefault(run.rows[0].method, {})[run.seed] = spreads(run)
-    lines = []
-    for task, own in found.items():
-        plain, trained = own.get("fedavg", {}), own.get("eat", {})
-        shared = sorted(plain.keys() & trained.keys())
-        if shared:
-            cells = [_spread_cells([by[seed] for seed in shared]) for by in (plain, trained)]
-            more = sum(_mean(trained[seed]) > _mean(plain[seed]) for seed in shared)
-            columns = [task, cells[0][0], cells[1][0], f"{more} of {len(shared)}", cells[0][1], cells[1][1]]
-            lines.append(f"| {' | '.join(columns)} |")
-    if not lines:
-        return ""
-    head = "| | FedAvg | EAT | EAT farther apart | FedAvg, turned from | EAT, turned from |"
-    return "\n".join([f"{_wrapped(_SPREAD)}\n", head, "| --- | ---: | ---: | ---: | ---: | ---: |", *lines])
-
-
-def _spread_cells(runs: Sequence[Sequence[float]]) -> tuple[str, str]:
-    """Spread over the seeds of runs, a figure a round, and what share turns the median in the first and the last."""
-    means = [_mean(run) for run in runs]
-    first, last = (percent(_mean([turning_share(run[place]) for run in runs])) for place in (0, -1))
-    return f"{_mean(means):.2f} ({min(means):.2f} to {max(means):.2f})", f"{first}, {last} %"
 
 
 def _commands(study: str, records: Records) -> str:
@@ -342,22 +308,6 @@ def mixture(run: Run) -> tuple[float, float]:
         -count * math.log(count / sum(counts.values())) for counts in honest for count in counts.values() if count
     )
     return entropy / rows / math.log(len(labels)), 1 - rows / total
-
-
-def spreads(run: Run) -> list[float]:
-    """Each round's root mean square distance of its updates from their mean, over the mean's length.
-
-    Args:
-        run: of which each round's aggregate is the plain mean of its clients' updates.
-    """
-    squares: dict[int, list[float]] = {}
-    for line in run.clients:
-        squares.setdefault(int(line["round"]), []).append(float(line["update_norm"]) ** 2)
-    lengths = {int(line["round"]): float(line["update_norm"]) for line in run.rounds}
-    return [
-        math.sqrt(max(_mean(found) - lengths[number] ** 2, 0.0)) / lengths[number]
-        for number, found in sorted(squares.items())
-    ]
 
 
 def _mean(values: Sequence[float]) -> float:

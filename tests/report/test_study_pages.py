@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,28 +130,38 @@ def test_the_spread_of_honest_updates_is_that_of_the_updates_themselves(
     advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    spreads = importlib.import_module("advglue_page").spreads
-    expected = {}
+    spreads = importlib.import_module("advglue_spread").spreads
+    expected, lengths = {}, {}
     for method, noise in (("fedavg", 1.0), ("eat", 3.0)):
         updates = 1 + noise * torch.randn(4, 50, generator=generator, dtype=torch.float64)
         mean = updates.mean(0)
-        expected[method] = float((updates - mean).square().sum(1).mean().sqrt() / mean.norm())
+        lengths[method] = float(mean.norm())
+        expected[method] = float((updates - mean).square().sum(1).mean().sqrt()) / lengths[method]
         run = out / "sst2" / "runs" / f"{method}-of-known-updates"
         new_run(run, method, "none", 2, rounds=1)
         with (run / "config.toml").open("a") as config:
             config.write('[aggregation]\nrule = "mean"\n')
         lines = [{"kind": "client", "round": 0, "update_norm": float(update.norm())} for update in updates]
-        lines.append({"kind": "round", "round": 0, "update_norm": float(mean.norm())})
+        lines.append({"kind": "round", "round": 0, "update_norm": lengths[method]})
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = [run for run in read_records(out / "sst2").runs if run.name.endswith("known-updates")]
     assert {run.method: spreads(run)[0] for run in runs} == pytest.approx(expected)
 
+    attacked = out / "sst2" / "runs" / "gm-attacked"
+    new_run(attacked, "gm", "adaptive", 2, rounds=1)
+    first = {"kind": "round", "round": 0, "cohort": list(range(10)), "malicious": [0, 1], "update_norm": 2.0}
+    (attacked / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+
     command = ["--shared", "none", "--out", str(out), "--results", str(tmp_path / "docs"), "--tables-only"]
     advglue.main(["--study", "attacks", *command])
+    page = (tmp_path / "docs" / "attacks.md").read_text()
+    left, measured = 1 - expected["fedavg"] * 0.25 / math.sqrt(1 - 0.25**2), 2.0 / lengths["fedavg"]
+    told = " | ".join(f"{value:.2f} ({value:.2f} to {value:.2f})" for value in (left, measured))
+    assert f"| sst2 | {told} |" in page
     plain, trained = (f"{value:.2f} ({value:.2f} to {value:.2f})" for value in expected.values())
     turned = (f"{100 * aggregation.turning_share(value):.1f}" for value in expected.values())
     turning = " | ".join(f"{share}, {share} %" for share in turned)
-    assert f"| sst2 | {plain} | {trained} | 1 of 1 | {turning} |" in (tmp_path / "docs" / "attacks.md").read_text()
+    assert f"| sst2 | {plain} | {trained} | 1 of 1 | {turning} |" in page
 
 
 def test_every_study_has_its_configurations_and_a_title(advglue: Any) -> None:
