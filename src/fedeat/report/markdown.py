@@ -96,8 +96,8 @@ def _below(table: ResultTable) -> str:
     words = [f"{count} seed{'' if seeds == [1] else 's'} a cell."]
     if table.tested.differences:
         words.append(verdict(table))
-    words += [f"{FLAG} {method}: {text}." for method, text in table.footnotes]
-    return " ".join(words)
+    flags = "\n".join(f"- {FLAG} {method}: {text}." for method, text in table.footnotes)
+    return "\n\n".join(filter(None, [" ".join(words), flags]))
 
 
 def _seeds(tables: Iterable[ResultTable]) -> list[int]:
