@@ -90,7 +90,7 @@ def test_task_skew_gives_each_client_one_task(groups: list[str], extra: int) -> 
 def test_fewer_clients_than_tasks_are_refused() -> None:
     with pytest.raises(DataError, match="2 clients cannot hold one task each of 3: a, b, c"):
         by_task(["a", "b", "c"] * 4, 2, seed=0)
-    with pytest.raises(DataError, match="1 training examples of task 'a' cannot be spread over 2 clients"):
+    with pytest.raises(DataError, match="1 training example of task 'a' cannot be spread over 2 clients"):
         by_task(["a", "b", "b"], 4, seed=0)
 
 
