@@ -120,15 +120,15 @@ def test_mixing_before_the_median_hardly_moves_the_share_that_turns_it(attackers
     clients, spread = 20, 3.0
     assert 4 / clients < turning_share(spread) < 1 / (1 + spread) < 6 / clients
     mixing = functools.partial(nearest_neighbour_mixing, byzantine=attackers)
-    rule = chain(mixing, rule=geometric_median)
-    honest = _around_a_mean(clients - attackers, spread)
-    along = []
-    for distance in [spread * 2 ** (power / 4) for power in range(-8, 20)]:
-        away = torch.zeros(attackers, honest.shape[1], dtype=torch.float64)
-        away[:, 0] = 1 - distance
-        along.append(float(aggregate(torch.cat([honest, away]), rule=rule).value[0]))
+    along = _along_the_mean(chain(mixing, rule=geometric_median), clients, attackers, spread)
     assert (min(along) < 0) == turned
     assert along[-1] > 0  # who stands apart is outvoted
+
+
+def test_krum_turns_with_far_fewer() -> None:
+    along = _along_the_mean(functools.partial(krum, byzantine=1), 20, 1, 3.0)
+    assert min(along) < 0
+    assert turning_share(3.0) / 4 > 1 / 20
 
 
 def test_the_median_of_honest_updates_that_agree_turns_at_its_breakdown_point() -> None:
@@ -164,3 +164,14 @@ def _around_a_mean(count: int, spread: float) -> torch.Tensor:
     residuals = torch.eye(count, dtype=torch.float64) - 1 / count
     residuals *= spread / residuals[0].norm()
     return torch.cat([torch.ones(count, 1, dtype=torch.float64), residuals], 1)
+
+
+def _along_the_mean(rule: Any, clients: int, attackers: int, spread: float) -> list[float]:
+    """What a rule leaves of the honest mean, for attackers at one place ever farther back from it."""
+    honest = _around_a_mean(clients - attackers, spread)
+    found = []
+    for power in range(-8, 20):
+        away = torch.zeros(attackers, honest.shape[1], dtype=torch.float64)
+        away[:, 0] = 1 - spread * 2 ** (power / 4)
+        found.append(float(aggregate(torch.cat([honest, away]), rule=rule).value[0]))
+    return found
