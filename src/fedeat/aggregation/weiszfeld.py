@@ -108,11 +108,13 @@ def geometric_median(
         tolerance: > 0, certified relative gap to the optimum at which the result counts as converged.
         max_iterations: >= 1, most Newton or Weiszfeld steps.
     """
-    kept = torch.nonzero(prior_weights > 0).flatten()
+    counts = prior_weights > 0
+    everyone = bool(counts.all())
+    kept = slice(None) if everyone else torch.nonzero(counts).flatten()
     prior = prior_weights[kept] / prior_weights[kept].sum()
     with np.errstate(all="ignore"):  # infinities are compared with, as torch would
         solution = _solve(gram[kept][:, kept], prior, tolerance, max_iterations)
-    if len(kept) == len(prior_weights):
+    if everyone:
         return solution
     weights = torch.zeros_like(prior_weights)
     weights[kept] = solution.weights

@@ -175,7 +175,8 @@ def _read(source: UpdateSource, centre: int | None, double: bool, scale: float, 
 def _finite(source: UpdateSource, found: Geometry, prior_weights: Tensor, coordinates: int) -> Geometry:
     """The geometry, read again in float64 or in another scale where products left the range of their dtype."""
     norms = found.gram.diagonal()
-    broken = torch.nonzero(~torch.isfinite(norms)).flatten().tolist()
+    finite = torch.isfinite(norms)
+    broken = [] if bool(finite.all()) else torch.nonzero(~finite).flatten().tolist()
     require_finite(source, broken)
     if found.rounding == _FLOAT32_ROUNDING:
         tiny = float(prior_weights[norms < coordinates * 1e-32].sum()) >= 0.3 * float(prior_weights.sum())

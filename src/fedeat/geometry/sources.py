@@ -197,7 +197,7 @@ class MatrixSource:
     rows: Tensor
     labels: Sequence[str]
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         return {"": Spec((self.rows.shape[1],), self.rows.dtype)}
 
@@ -212,6 +212,10 @@ class MatrixSource:
         return self.rows[:, segment.start : segment.stop]
 
     def addresses(self) -> Mapping[str, Sequence[int]]:
+        return self._addresses
+
+    @cached_property
+    def _addresses(self) -> dict[str, list[int]]:
         found = in_place(self.rows)
         return {} if found is None else {"": found.addresses[0].tolist()}
 
