@@ -70,6 +70,32 @@ def test_products_of_any_shape_are_those_of_float64(way: str, count: int, column
     assert float(((products.mirrored(total) - exact(updates)).abs() / torch.outer(norms, norms)).max()) < 1e-6
 
 
+@pytest.mark.skipif(not products.HALF_PRECISION, reason="a processor that multiplies no pairs of bfloat16")
+@pytest.mark.parametrize("count", [1, 4, 5, 11, 53])
+@pytest.mark.parametrize("columns", [1, 16, 31, 33, 1536, 5000])
+@pytest.mark.parametrize("centre", [None, 0])
+def test_half_precision_rounds_the_rows_of_products_of_two_and_nothing_else(
+    count: int, columns: int, centre: int | None
+) -> None:
+    updates = rows(count, columns)
+    total = torch.zeros(count, count, dtype=torch.float64)
+    products.accumulate(total, updates, centre=centre, half_precision=True)
+    away = updates if centre is None else updates - updates[centre]
+    halves, squares = exact(away.bfloat16()), exact(away).diagonal()
+    wanted = halves.triu(1) + halves.triu(1).T + squares.diag()
+    norms = squares.sqrt()
+    assert float(((products.mirrored(total) - wanted).abs() - 1e-6 * torch.outer(norms, norms)).max()) <= 0
+
+
+@pytest.mark.skipif(not products.HALF_PRECISION, reason="a processor that multiplies no pairs of bfloat16")
+def test_half_precision_adds_up_stretches_and_threads(threads: int) -> None:
+    updates = [rows(6, 200_000), rows(6, 99), rows(6, 150_001, seed=1)]
+    total = torch.zeros(6, 6, dtype=torch.float64)
+    products.accumulate(total, apart(updates), half_precision=True)
+    wanted = exact(torch.cat(updates, dim=1))
+    torch.testing.assert_close(products.mirrored(total), wanted, rtol=1e-5, atol=1e-4 * float(wanted.max()))
+
+
 @pytest.mark.parametrize("columns", [100, 4099])
 def test_a_reference_is_subtracted_before_digits_are_lost(way: str, columns: int) -> None:
     updates = 1e4 + rows(7, columns)

@@ -4,7 +4,9 @@ pipeline         updates and a rule in, one update and the record of how it came
 spaces           one group of tensors, decided and combined: as they are, as LoRA products, or coordinate by coordinate
 weighing         a rule's decision on inner products, and what their rounding may have cost
 rules            mean, Krum, clipping and others on the Gram matrix
-weiszfeld        the geometric median, certified; `smoothed` is RFA's, `sampling` a cheaper way to the exact one
+weiszfeld        the geometric median, certified; `smoothed` is RFA's
+half_precision   the same for many clients, by products of rounded updates; `sampling` by a part of the coordinates,
+                 without a certificate; both by `rough_products` and exact distances
 coordinatewise   rules that act on each coordinate by itself; `sorting` finds their order statistics
 preaggregation   steps before a rule: bucketing, nearest-neighbour mixing, clipping
 resilience       how many attackers each rule withstands, and how many turn the median around

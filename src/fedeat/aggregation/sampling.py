@@ -14,18 +14,18 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median, iterate, newton_direction
-from fedeat.geometry import Assembly, products
+from fedeat.aggregation.rough_products import correction, in_range, measurable
+from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median, iterate
+from fedeat.geometry import products
 from fedeat.geometry.distances import cancellation, medoid, recentred
+from fedeat.geometry.exact_distances import distances_from_sum
 from fedeat.geometry.layout import Segment, UpdateSource
-from fedeat.geometry.products import Stretches
-from fedeat.geometry.sources import blocks, pieces, sample
+from fedeat.geometry.sources import sample
 
 _LEAST_COORDINATES = 65536
 _LENGTH = 1024
@@ -34,8 +34,6 @@ _ENOUGH = 5e-7
 """Estimated relative excess of the objective at which a point that was read exactly is good enough."""
 _EXCESS = 1e-8
 """The same of a point one Newton step further, which no reading has seen: a tenth is usual after one reading."""
-_CANCELLATION = 64
-"""By how much squared norms may exceed the squared distance that is their difference: six of 24 bits are lost."""
 
 
 def sampled_geometric_median(
@@ -59,7 +57,7 @@ def sampled_geometric_median(
         return None
     segments = _draw(source, budget, coordinates, generator)
     gram = _sampled_gram(source, segments, None)
-    if not _usable(gram, coordinates):
+    if not in_range(gram, coordinates):
         return None
     ratio, centre = cancellation(gram, prior_weights)
     if ratio > 4:
@@ -72,17 +70,13 @@ def sampled_geometric_median(
     curvature, prior = recentred(gram, medoid(gram, prior_weights)).numpy(), prior_weights.numpy()
     for reading in range(1, _MOST_READINGS + 1):
         guessed = iterate(curvature, prior, weights.numpy())
-        distances, point = _read(source, weights)
+        distances, point = distances_from_sum(source, weights)
         radii = distances.numpy()
-        if not np.isfinite(radii).all() or radii.min() < 1e-3 * np.median(radii):
+        if not measurable(radii):
             return None
         # Exact distances make the gradient exact, as coefficients; only the curvature is the sample's.
-        pulls = prior / radii
-        state = replace(guessed, radii=radii, pulls=pulls, step=pulls / pulls.sum() - guessed.coefficients)
-        move = newton_direction(curvature, state)
-        move = state.step if move is None else move
+        move, excess = correction(curvature, prior, iterate(curvature, prior, weights.numpy(), radii))
         objective = float(prior @ radii)
-        excess = abs(float(pulls.sum()) * float(move @ (curvature @ state.step)) / objective)
         mismatch = float(np.abs(guessed.coefficients) @ np.abs(1 - guessed.radii / radii))
         if excess <= _ENOUGH and mismatch <= 0.1:
             return ClientWeights(weights, decided.iterations, objective), reading, point
@@ -111,38 +105,3 @@ def _sampled_gram(source: UpdateSource, segments: Sequence[Segment], centre: int
     for rows in sample(source, segments):
         products.accumulate(total, rows, centre=centre)
     return products.mirrored(total)
-
-
-def _usable(gram: Tensor, coordinates: int) -> bool:
-    """Whether products are finite and not so small that float32 lost their digits."""
-    norms = gram.diagonal()
-    return bool(torch.isfinite(norms).all()) and float(norms.median()) > coordinates * 1e-32
-
-
-def _read(source: UpdateSource, weights: Tensor) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
-    """(n,) float64 distances of all updates from their weighted sum y, and y, in one reading or two.
-
-    Compiled, y is subtracted while a block is in the cache. By torch, `|x_i|^2 - 2 <x_i, y> + |y|^2` takes half the
-    time of that; where it loses digits, because updates share a large common part, y is subtracted after all.
-    """
-    squares = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
-    norms, along, square = torch.zeros_like(squares), torch.zeros_like(squares), torch.zeros_like(squares[0])
-    factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
-    result = Assembly(source)
-    for segments, piece in pieces(source):
-        if isinstance(piece, Stretches):
-            products.distances(piece, factors[torch.float32], result.parts(segments), squares)
-        else:
-            point = torch.mv(piece.T, factors[piece.dtype])
-            result.write(segments, point)
-            along += torch.mv(piece, point)
-            norms += torch.linalg.vector_norm(piece, dim=1).double() ** 2
-            square += torch.dot(point, point)
-    expanded = norms - 2 * along + square
-    if not bool((norms + square <= _CANCELLATION * expanded).all()):
-        squares.zero_()
-        expanded.zero_()
-        for _, block in blocks(source):
-            away = block - torch.mv(block.T, factors[block.dtype])
-            squares += torch.linalg.vector_norm(away, dim=1).double() ** 2
-    return (squares + expanded).sqrt().cpu(), result.value()

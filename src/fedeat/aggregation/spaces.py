@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from fedeat import geometry
+from fedeat.aggregation.half_precision import half_precision_median
+from fedeat.aggregation.resilience import unwrap
 from fedeat.aggregation.rules import Rule
 from fedeat.aggregation.sampling import sampled_geometric_median
 from fedeat.aggregation.weighing import weigh
-from fedeat.aggregation.weiszfeld import ClientWeights
+from fedeat.aggregation.weiszfeld import ClientWeights, geometric_median
 from fedeat.geometry.layout import UpdateSource
 from fedeat.geometry.product_space import Lora
 from fedeat.geometry.recombination import recombine, sum_factors
@@ -52,7 +54,10 @@ def in_factors(source: UpdateSource, prior: Tensor, *, rule: Rule, sample: torch
         rule: on inner products.
         sample: of the secret coordinates of a sampled geometric median; None for all of them.
     """
+    function, options = unwrap(rule)
     quick = None if sample is None else sampled_geometric_median(source, prior, sample)
+    if quick is None and function is geometric_median:
+        quick = half_precision_median(source, prior, **options)
     if quick is None:
         decided, found = weigh(source, prior, rule)
         return Part(decided, geometry.combine(source, decided.weights, centre=found.centre), found.passes + 1)

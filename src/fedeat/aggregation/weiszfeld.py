@@ -41,6 +41,8 @@ TOLERANCE = 1e-9
 """Certified relative gap at which a result counts as converged, unless told otherwise."""
 _ROUNDING = 2.0**-52
 _TIE = 1e-13
+_PROVEN = 1e-12
+"""Relative gap so small that no Newton step is spent on proving it smaller."""
 _OUTSIDE = 0.01
 """How far below zero a coefficient may fall on the way."""
 _NEAR = 1 + 1e-9
@@ -162,9 +164,9 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
             state = candidates[best]
         if finished:
             break
-        if tolerance > 1e-6 and _certified_gap(gram, prior, state)[0] <= tolerance:
+        if tolerance > 1e-6 and certified_gap(gram, prior, state)[0] <= tolerance:
             break
-    gap, majority_gap = _certified_gap(gram, prior, state)
+    gap, majority_gap = certified_gap(gram, prior, state)
     objective = float(prior @ state.radii)
     coefficients = state.coefficients.copy()
     coefficients[start] += 1 - coefficients.sum()  # the products are about that update, so that this moves nothing
@@ -258,13 +260,14 @@ def _data_point_gap(gram: Matrix, prior: Vector, point: int, radii: Vector, pull
     return min(at_most, missing + aside) + alike / objective + 8 * _ROUNDING
 
 
-def iterate(gram: Matrix, prior: Vector, coefficients: Vector) -> State:
-    """The iterate of these coefficients."""
+def iterate(gram: Matrix, prior: Vector, coefficients: Vector, radii: Vector | None = None) -> State:
+    """The iterate of these coefficients; with distances that were measured, where the products are not as exact."""
     products = gram @ coefficients
     square = float(coefficients @ products)
-    squares = gram.diagonal() - 2 * products + square
-    floor = 4 * _ROUNDING * gram.diagonal() + np.finfo(np.float64).tiny
-    radii = np.sqrt(np.maximum(squares, floor))
+    if radii is None:
+        squares = gram.diagonal() - 2 * products + square
+        floor = 4 * _ROUNDING * gram.diagonal() + np.finfo(np.float64).tiny
+        radii = np.sqrt(np.maximum(squares, floor))
     pulls = prior / radii
     total = float(pulls.sum())
     step = pulls / total - coefficients
@@ -350,7 +353,7 @@ def _change(gram: Matrix, prior: Vector, old: State, new: State) -> float:
     return float(prior @ (squares / (new.radii + old.radii)))
 
 
-def _certified_gap(gram: Matrix, prior: Vector, state: State) -> tuple[float, float]:
+def certified_gap(gram: Matrix, prior: Vector, state: State, noise: Vector | None = None) -> tuple[float, float]:
     """Proven bounds of how far the objective is above its minimum: of it all, and of what the nearest half pays.
 
     Any vectors u_i with |u_i| <= a_i and sum zero prove `minimum >= sum_i <u_i, x_i - y>`. Gradient terms g_i have the
@@ -358,14 +361,24 @@ def _certified_gap(gram: Matrix, prior: Vector, state: State) -> tuple[float, fl
     first order: `u_i = theta (g_i - pull_i p_perp_i - a_i rho)` with the residual rho, and theta <= 1 makes them short
     enough. The second bound is `minimum >= objective - |s| |y - y*|`, with y* no farther than the nearest clients of
     more than half the weight allow.
+
+    Args:
+        gram: (n, n) inner products.
+        prior: (n,) prior weights, summing to one.
+        state: the result; its distances count as exact.
+        noise: (n,) lengths such that the product of two clients is wrong by no more than that of their lengths; none
+            where the products count as exact.
     """
+    noise = np.zeros_like(prior) if noise is None else noise
     objective = float(prior @ state.radii)
-    newton = newton_direction(gram, state)
-    gaps = [_dual_gap(gram, prior, state, step) for step in (np.zeros_like(prior), newton) if step is not None]
+    gaps = [_dual_gap(gram, prior, state, np.zeros_like(prior), noise)]
+    if gaps[0] > _PROVEN * objective:
+        newton = newton_direction(gram, state)
+        gaps += [] if newton is None else [_dual_gap(gram, prior, state, newton, noise)]
     order = np.argsort(state.radii)
     paid = np.cumsum((prior * state.radii)[order])
     margin = 2 * np.cumsum(prior[order]) - 1
-    slope = state.slope + 4 * _ROUNDING
+    slope = math.hypot(state.slope, float(state.pulls.sum()) * float(np.abs(state.step) @ noise)) + 4 * _ROUNDING
     bounds = np.where(margin > 1e-12, 2 * slope * paid / (margin + slope), np.inf)
     nearest = _paid_by_half(prior, state.radii)
     least = min(*gaps, float(bounds.min()))
@@ -378,17 +391,24 @@ def _paid_by_half(prior: Vector, radii: Vector) -> float:
     return float((prior * radii)[order][: int(np.argmax(2 * np.cumsum(prior[order]) - 1 > 1e-12)) + 1].sum())
 
 
-def _dual_gap(gram: Matrix, prior: Vector, state: State, move: Vector) -> float:
+def _dual_gap(gram: Matrix, prior: Vector, state: State, move: Vector, noise: Vector) -> float:
     """Objective minus the dual value for the Newton step whose coefficients `move` sum to zero."""
+
+    def length(coefficients: Vector, products: Vector) -> float:
+        """The longest that a sum by coefficients that sum to zero may be."""
+        return math.sqrt(max(0.0, float(coefficients @ products)) + float(np.abs(coefficients) @ noise) ** 2)
+
     products = gram @ move
-    length = max(0.0, float(move @ products))
     along = (products - float(state.coefficients @ products)) / state.radii
-    sideways = np.maximum(length - along * along, 0.0)
+    # By how much that may be wrong: then the moves are not quite at right angles.
+    askew = (noise + float(np.abs(state.coefficients) @ noise)) * float(np.abs(move) @ noise) / state.radii
+    least = np.maximum(np.abs(along) - askew, 0.0)
+    sideways = np.maximum(length(move, products) ** 2 - least * least, 0.0)
     turned = state.pulls * (1 + along / state.radii)
     # rho = sum_i turned_i (x_i - y) - B p, as coefficients that sum to zero.
     residual = turned - float(turned.sum()) * state.coefficients - float(state.pulls.sum()) * move
-    residue = math.sqrt(max(0.0, float(residual @ (gram @ residual))))
-    shrink = 1 / (math.sqrt(float((1 + sideways / state.radii**2).max())) + residue)
+    residue = length(residual, gram @ residual)
+    shrink = 1 / (math.sqrt(float(((1 + askew / state.radii) ** 2 + sideways / state.radii**2).max())) + residue)
     offset = prior - state.coefficients
-    distance = math.sqrt(max(0.0, float(offset @ (gram @ offset))))
-    return float(prior @ state.radii) * (1 - shrink) + shrink * residue * distance
+    distance = length(offset, gram @ offset)
+    return float(prior @ state.radii) * (1 - shrink) + shrink * (residue * distance + float(prior @ askew))

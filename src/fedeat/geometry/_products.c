@@ -15,6 +15,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__) && (__GNUC__ >= 12 || __clang_major__ >= 14)
+#include <immintrin.h>
+#define HALF_PRECISION /* the compiler knows AVX512-BF16; whether the processor does is asked at run time */
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -247,6 +251,102 @@ static void products_about(products_fn products, const float *const *rows, const
     }
 }
 
+#ifdef HALF_PRECISION
+#define HALF_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,fma")))
+#define HALF_T 5
+#define HALF_COLUMNS 1536 /* of which one chunk in bfloat16 and the next in float32 share the second cache */
+
+INLINE int has_half_precision(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
+}
+
+/* Up to 16 coordinates of a row less those of the reference, where there is one; what lies beyond `left` is zero. */
+HALF_TARGET INLINE __m512 taken(const float *row, const float *reference, size_t k, size_t left)
+{
+    __mmask16 some = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    __m512 x = _mm512_maskz_loadu_ps(some, row + k);
+    return reference ? _mm512_sub_ps(x, _mm512_maskz_loadu_ps(some, reference + k)) : x;
+}
+
+/* Rounds a row, less the reference, to bfloat16, filled up with zeros to whole vectors; returns its square, which is of
+ * the row before it was rounded. */
+HALF_TARGET static float halve(const float *row, const float *reference, size_t size, uint16_t *out)
+{
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (size_t k = 0; k < size; k += 32) {
+        size_t left = size - k;
+        __m512 low = taken(row, reference, k, left), high = taken(row, reference, k + 16, left > 16 ? left - 16 : 0);
+        sum[0] = _mm512_fmadd_ps(low, low, sum[0]);
+        sum[1] = _mm512_fmadd_ps(high, high, sum[1]);
+        _mm512_storeu_si512(out + k, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+}
+
+/* As a tile of float32, of the pairs that one instruction multiplies and adds; of one on the diagonal above it only. */
+HALF_TARGET INLINE void half_tile(int diagonal, const uint16_t *const a[HALF_T], const uint16_t *const b[HALF_T],
+                                  size_t size, const float *const *ahead, size_t aheads, float out[HALF_T][HALF_T])
+{
+    __m512 sum[HALF_T][HALF_T];
+    UNROLL for (int i = 0; i < HALF_T; i++) UNROLL for (int j = 0; j < HALF_T; j++) sum[i][j] = _mm512_setzero_ps();
+    for (size_t k = 0; k < size; k += 32) {
+        for (size_t p = 0; p < aheads; p++) {
+            __builtin_prefetch(ahead[p] + k, 0, 2);
+            __builtin_prefetch(ahead[p] + k + 16, 0, 2);
+        }
+        __m512bh left[HALF_T];
+        UNROLL for (int i = 0; i < HALF_T; i++) left[i] = (__m512bh)_mm512_loadu_si512(a[i] + k);
+        UNROLL for (int j = 0; j < HALF_T; j++) {
+            __m512bh right = diagonal ? left[j] : (__m512bh)_mm512_loadu_si512(b[j] + k);
+            UNROLL for (int i = 0; i < HALF_T; i++)
+                if (!diagonal || i < j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left[i], right);
+        }
+    }
+    UNROLL for (int i = 0; i < HALF_T; i++)
+        UNROLL for (int j = 0; j < HALF_T; j++)
+            if (!diagonal || i < j) out[i][j] = _mm512_reduce_add_ps(sum[i][j]);
+}
+
+/* Adds <rows[i] - reference, rows[j] - reference>, i <= j, of rows rounded to bfloat16, to total; squares, i = j, are
+ * of the rows as they are.
+ *
+ * halved: room for n rows of HALF_COLUMNS + 32.
+ */
+HALF_TARGET static void half_products(const float *const *rows, const float *reference, size_t n, size_t columns,
+                                      uint16_t *halved, double *total)
+{
+    const size_t T = HALF_T, width = HALF_COLUMNS + 32; /* no power of two, as above */
+    size_t tiles = ((n + T - 1) / T) * ((n + T - 1) / T + 1) / 2, most = (n + tiles - 1) / tiles;
+    for (size_t begin = 0; begin < columns; begin += HALF_COLUMNS) {
+        size_t size = columns - begin < HALF_COLUMNS ? columns - begin : HALF_COLUMNS;
+        size_t next = begin + size < columns ? 0 : n;
+        for (size_t i = 0; i < n; i++)
+            total[i * n + i] += halve(rows[i] + begin, reference ? reference + begin : NULL, size, halved + i * width);
+        for (size_t i = 0; i < n; i += T) {
+            for (size_t j = i; j < n; j += T) {
+                const uint16_t *a[HALF_T], *b[HALF_T];
+                const float *ahead[HALF_T];
+                float part[HALF_T][HALF_T];
+                size_t aheads = 0;
+                for (size_t t = 0; t < T; t++) {
+                    a[t] = halved + (i + t < n ? i + t : i) * width;
+                    b[t] = halved + (j + t < n ? j + t : j) * width;
+                }
+                while (aheads < most && next < n) ahead[aheads++] = rows[next++] + begin + HALF_COLUMNS;
+                if (i == j)
+                    half_tile(1, a, a, size, ahead, aheads, part);
+                else
+                    half_tile(0, a, b, size, ahead, aheads, part);
+                for (size_t s = 0; s < T && i + s < n; s++)
+                    for (size_t t = i == j ? s + 1 : 0; t < T && j + t < n; t++)
+                        total[(i + s) * n + j + t] += part[s][t];
+            }
+        }
+    }
+}
+#endif
+
 /* Stretches of vectors: count times `width` addresses, and the coordinates of each. */
 typedef struct {
     Py_buffer addresses, lengths;
@@ -311,6 +411,48 @@ static PyObject *accumulate(PyObject *module, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+#ifdef HALF_PRECISION
+static PyObject *accumulate_half(PyObject *module, PyObject *arguments)
+{
+    stretches all;
+    Py_ssize_t centre;
+    unsigned long long total;
+    uint16_t *halved;
+    (void)module;
+    if (!has_half_precision()) {
+        PyErr_SetString(PyExc_RuntimeError, "this processor multiplies no pairs of bfloat16");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(arguments, "y*y*nK", &all.addresses, &all.lengths, &centre, &total)) return NULL;
+    measure(&all);
+    halved = malloc(all.width * (HALF_COLUMNS + 32) * sizeof(uint16_t));
+    if (halved) {
+        Py_BEGIN_ALLOW_THREADS;
+        for (size_t k = 0; k < all.count; k++) {
+            const float *const *rows = vectors(&all, k);
+            half_products(rows, centre < 0 ? NULL : rows[centre], all.width, length(&all, k), halved,
+                          (double *)(uintptr_t)total);
+        }
+        Py_END_ALLOW_THREADS;
+        free(halved);
+    }
+    release(&all);
+    if (!halved) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+#endif
+
+static PyObject *half_precision(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+#ifdef HALF_PRECISION
+    return PyBool_FromLong(has_half_precision());
+#else
+    Py_RETURN_FALSE;
+#endif
+}
+
 static PyObject *combine(PyObject *module, PyObject *arguments)
 {
     stretches all;
@@ -361,6 +503,11 @@ static PyMethodDef methods[] = {
      "accumulate(addresses, lengths, centre, chunk, total): adds <x_i - z, x_j - z>, i <= j, to total (n, n) float64."
      "\n\nAddresses (k, n) and lengths (k,) of contiguous float32 vectors as buffers of int64; centre is the client "
      "that is z, or -1."},
+#ifdef HALF_PRECISION
+    {"accumulate_half", accumulate_half, METH_VARARGS,
+     "accumulate_half(addresses, lengths, centre, total): as accumulate, of vectors rounded to bfloat16 but for i = j."},
+#endif
+    {"half_precision", half_precision, METH_NOARGS, "half_precision(): whether accumulate_half can be called."},
     {"combine", combine, METH_VARARGS,
      "combine(addresses, lengths, weights): writes sum_i weights_i x_i, all float32, to the last of n + 1 addresses."},
     {"distances", distances, METH_VARARGS,

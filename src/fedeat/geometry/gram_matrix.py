@@ -16,19 +16,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedeat.errors import UpdateError
 from fedeat.geometry import products
 from fedeat.geometry.assembly import Assembly
-from fedeat.geometry.distances import cancellation
+from fedeat.geometry.distances import cancellation, lower_median
 from fedeat.geometry.layout import Segment, UpdateSource, title
 from fedeat.geometry.products import PIECE, Stretches
 from fedeat.geometry.sources import Updates, blocks, open_updates, pieces, sample
 
 SMALL = 1 << 18
-"""Up to this many coordinates in all, float64 products cost nothing worth saving."""
+"""Up to this many coordinates of all clients, float64 products cost nothing worth saving."""
+QUICK = 1 << 25
+"""Up to this many, no sample tells a centre beforehand: a second reading about one, rarely needed, costs as little."""
 
 _FLOAT32_ROUNDING = 2.0**-24
 _FLOAT64_ROUNDING = 2.0**-53
@@ -59,7 +62,12 @@ class Geometry:
 
 
 def gram(
-    updates: Updates | UpdateSource, *, centre: int | None = None, double: bool = False, scale: float = 1.0
+    updates: Updates | UpdateSource,
+    *,
+    centre: int | None = None,
+    double: bool = False,
+    scale: float = 1.0,
+    half_precision: bool = False,
 ) -> Tensor:
     """Inner products of the updates, or of their differences to one of them, in one reading.
 
@@ -68,6 +76,7 @@ def gram(
         centre: client whose update is subtracted from all; None for none.
         double: whether products are formed in float64; float64 updates always are.
         scale: power of two that float64 products' factors are multiplied with.
+        half_precision: whether float32 factors of different updates may be rounded to bfloat16, where that is faster.
 
     Returns:
         (n, n) float64. Rows of updates that hold NaN or infinity, or whose products overflow, are not finite.
@@ -79,7 +88,7 @@ def gram(
         scaled = piece
         if scale != 1.0 and isinstance(piece, Tensor) and piece.dtype == torch.float64:
             scaled = piece * scale
-        products.accumulate(total, scaled, centre=centre)
+        products.accumulate(total, scaled, centre=centre, half_precision=half_precision)
     return products.mirrored(total)
 
 
@@ -98,9 +107,10 @@ def measure(updates: Updates | UpdateSource, prior_weights: Tensor, *, origin: b
     source = open_updates(updates)
     coordinates = sum(spec.numel for spec in source.layout.values())
     floats64 = all(spec.dtype == torch.float64 for spec in source.layout.values())
-    small = coordinates * len(source.labels) <= SMALL
+    numbers = coordinates * len(source.labels)
+    small = numbers <= SMALL
     double = small or floats64
-    start = None if double or origin else _sampled_centre(source, prior_weights, coordinates)
+    start = None if double or origin or numbers <= QUICK else sampled_centre(source, prior_weights, coordinates)
     found = _finite(source, _read(source, start, double, 1.0, 0), prior_weights, coordinates)
     for _ in range(2):
         if found.centre is None and small and not origin:
@@ -144,14 +154,14 @@ def combine(
     source = open_updates(updates)
     if weights.shape != (len(source.labels),):
         raise UpdateError(f"weights must be {len(source.labels)}, one an update, got shape {tuple(weights.shape)}")
-    chosen = torch.nonzero(weights).flatten().tolist()
+    numbers = weights.tolist()
+    chosen = [client for client, number in enumerate(numbers) if number != 0]
     layout = source.layout
-    if len(chosen) == 1 and float(weights[chosen[0]]) == 1.0:
+    if len(chosen) == 1 and numbers[chosen[0]] == 1.0:
         return source.assemble({name: source.one(chosen[0], name).clone() for name in layout})
     if centre is None and 0 < len(chosen) <= len(weights) // 2:
         source, weights = source.select(chosen), weights[chosen]
-    sizes = weights[weights != 0].abs()
-    outlandish = len(sizes) > 0 and (float(sizes.min()) < 1e-30 or float(sizes.max()) > 1e30)
+    outlandish = not all(1e-30 <= abs(numbers[client]) <= 1e30 for client in chosen)
     double = double or outlandish or sum(spec.numel for spec in layout.values()) * len(source.labels) <= SMALL
     factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
     result = Assembly(source)
@@ -174,17 +184,16 @@ def _read(source: UpdateSource, centre: int | None, double: bool, scale: float, 
 
 def _finite(source: UpdateSource, found: Geometry, prior_weights: Tensor, coordinates: int) -> Geometry:
     """The geometry, read again in float64 or in another scale where products left the range of their dtype."""
-    norms = found.gram.diagonal()
-    finite = torch.isfinite(norms)
-    broken = [] if bool(finite.all()) else torch.nonzero(~finite).flatten().tolist()
+    norms, prior = found.gram.diagonal().numpy(), prior_weights.numpy()
+    broken = np.flatnonzero(~np.isfinite(norms)).tolist()
     require_finite(source, broken)
     if found.rounding == _FLOAT32_ROUNDING:
-        tiny = float(prior_weights[norms < coordinates * 1e-32].sum()) >= 0.3 * float(prior_weights.sum())
+        tiny = float(prior @ (norms < coordinates * 1e-32)) >= 0.3 * float(prior.sum())
         if broken or tiny:
             found = _read(source, found.centre, True, 1.0, found.passes)
             return _finite(source, found, prior_weights, coordinates)
         return found
-    usual = float(norms.nan_to_num(nan=torch.inf, posinf=torch.inf).median())
+    usual = lower_median(np.where(np.isfinite(norms), norms, np.inf))
     if found.scale == 1.0 and (broken or usual < 1e-200):
         largest = _magnitudes(source)
         typical = float(largest.median()) or float(largest.max())
@@ -225,10 +234,15 @@ def _magnitudes(source: UpdateSource) -> Tensor:
     return largest.cpu()
 
 
-def _sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: int) -> int | None:
+def sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: int) -> int | None:
     """Reference that a sample of the coordinates recommends: a client's update, or None for the zero update.
 
-    A wrong answer costs a second reading, never the result, for `measure` checks what it gets.
+    A wrong answer costs a reading, never the result, for what it leads to is checked.
+
+    Args:
+        source: n updates.
+        prior_weights: (n,) float64, > 0.
+        coordinates: of one update.
     """
     total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
     step = coordinates // max(4, coordinates // (64 * PIECE))

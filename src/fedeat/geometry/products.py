@@ -23,8 +23,10 @@ try:
     import fedeat.geometry._products as _products
 
     COMPILED = True
+    HALF_PRECISION = _products.half_precision()
+    """Whether the processor multiplies bfloat16 twice as fast as float32."""
 except ImportError:
-    COMPILED = False
+    COMPILED = HALF_PRECISION = False
 
 PIECE = 2064
 """Coordinates whose products are summed in float32: few enough to stay exact to 1e-8. Not a power of two, because rows
@@ -87,13 +89,17 @@ def in_place(piece: Piece) -> Stretches | None:
     return Stretches(np.array([addresses]), np.array([length(piece)]), piece)
 
 
-def accumulate(total: Tensor, rows: Tensor | Stretches, *, centre: int | None = None) -> None:
+def accumulate(
+    total: Tensor, rows: Tensor | Stretches, *, centre: int | None = None, half_precision: bool = False
+) -> None:
     """Adds the products `<x_i - z, x_j - z>` of i <= j to a matrix, and some of the others: read its upper triangle.
 
     Args:
         total: (n, n) float64, written to.
         rows: coordinates of n clients: (n, c) float32 or float64, or stretches.
         centre: client whose coordinates are z; None for zero.
+        half_precision: whether the factors of products of i < j may be rounded to bfloat16, which happens where the
+            routines read them and `HALF_PRECISION` holds.
     """
     read = in_place(rows) if isinstance(rows, Tensor) else rows
     if read is None:
@@ -103,7 +109,10 @@ def accumulate(total: Tensor, rows: Tensor | Stretches, *, centre: int | None = 
     reference = -1 if centre is None else centre
 
     def add(share: Stretches, found: Tensor) -> None:
-        _products.accumulate(share.addresses, share.lengths, reference, _CHUNK, found.data_ptr())
+        if half_precision and HALF_PRECISION:
+            _products.accumulate_half(share.addresses, share.lengths, reference, found.data_ptr())
+        else:
+            _products.accumulate(share.addresses, share.lengths, reference, _CHUNK, found.data_ptr())
 
     _into(total, add, read.shares())
 
