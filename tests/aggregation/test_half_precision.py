@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedeat import geometry
 from fedeat.aggregation import aggregate, geometric_median, half_precision
 from fedeat.aggregation.half_precision import half_precision_median
 from fedeat.errors import UpdateError
 from fedeat.geometry import products
 from fedeat.geometry.sources import open_updates
 
-CLIENTS, COORDINATES = 33, 140_000
+CLIENTS, COORDINATES = 41, 140_000
 UNIFORM = torch.full((CLIENTS,), 1 / CLIENTS, dtype=torch.float64)
 
 
@@ -62,16 +63,16 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the routine does, on processors that cannot."""
     if products.HALF_PRECISION:
         return
-    formed = half_precision.geometry.gram
 
-    def gram(updates: Any, *, half_precision: bool = False, **options: Any) -> Tensor:
-        found = formed(updates, **options)
-        if half_precision:
-            found = formed(updates.rows.bfloat16()).where(~torch.eye(len(found), dtype=torch.bool), found)
-        return found
+    def half_gram(source: Any, whole: int) -> tuple[Tensor, float]:
+        exact, rounded = geometry.gram(source), geometry.gram(source.rows.bfloat16())
+        along = (source.rows.double() * source.rows.bfloat16().double()).sum(1) / exact.diagonal()
+        rounded = torch.where(torch.eye(len(exact), dtype=torch.bool), exact, rounded / torch.outer(along, along))
+        sizes = exact.diagonal().sqrt()
+        return rounded, float(((rounded[whole] - exact[whole]).abs() / (sizes * sizes[whole])).max())
 
     monkeypatch.setattr(products, "HALF_PRECISION", True)
-    monkeypatch.setattr(half_precision.geometry, "gram", gram)
+    monkeypatch.setattr(half_precision, "half_gram", half_gram)
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ import torch
 
 from fedeat import geometry
 from fedeat.errors import UpdateError
+from fedeat.geometry import products
 from fedeat.geometry.distances import squared_distances
+from fedeat.geometry.gram_matrix import half_gram
+from fedeat.geometry.sources import open_updates
 
 
 def draw(count: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -47,6 +50,20 @@ def test_centred_gram_equals_products_of_differences(centre: int) -> None:
     expected = differences @ differences.T
     torch.testing.assert_close(geometry.gram(updates, centre=centre), expected, rtol=1e-6, atol=0.05)
     torch.testing.assert_close(geometry.gram(as_dicts(updates), centre=centre), expected, rtol=1e-6, atol=0.05)
+
+
+@pytest.mark.skipif(not products.HALF_PRECISION, reason="a processor without AVX512-BF16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["matrix", "rows", "dicts"])
+def test_half_precision_products_tell_how_wrong_they_are(dtype: torch.dtype, kind: str) -> None:
+    updates = draw(40, 70_001).to(dtype)
+    expected = updates.double() @ updates.double().T
+    given: Any = {"matrix": updates, "rows": list(updates), "dicts": as_dicts(updates)}[kind]
+    found, error = half_gram(open_updates(given), 3)
+    sizes = expected.diagonal().sqrt()
+    wrong = float(((found - expected).abs() / torch.outer(sizes, sizes)).max())
+    assert error <= 1.1 * wrong
+    assert wrong <= (4 * error if dtype == torch.float32 else 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["matrix", "rows", "dicts"])

@@ -261,27 +261,27 @@ INLINE int has_half_precision(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
 }
 
-/* Up to 16 coordinates of a row less those of the reference, where there is one; what lies beyond `left` is zero. */
-HALF_TARGET INLINE __m512 taken(const float *row, const float *reference, size_t k, size_t left)
+/* Rounds up to 16 coordinates to bfloat16, filled up with zeros; adds to sum[0..2] their products with themselves, with
+ * themselves rounded, and with those of another row. */
+HALF_TARGET INLINE void halve_some(__mmask16 some, const float *row, const float *other, uint16_t *out, __m512 sum[3])
 {
-    __mmask16 some = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-    __m512 x = _mm512_maskz_loadu_ps(some, row + k);
-    return reference ? _mm512_sub_ps(x, _mm512_maskz_loadu_ps(some, reference + k)) : x;
+    __m512 x = _mm512_maskz_loadu_ps(some, row);
+    __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
+    _mm256_storeu_si256((__m256i *)out, half);
+    sum[0] = _mm512_fmadd_ps(x, x, sum[0]);
+    sum[1] = _mm512_fmadd_ps(x, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16), sum[1]);
+    sum[2] = _mm512_fmadd_ps(x, _mm512_maskz_loadu_ps(some, other), sum[2]);
 }
 
-/* Rounds a row, less the reference, to bfloat16, filled up with zeros to whole vectors; returns its square, which is of
- * the row before it was rounded. */
-HALF_TARGET static float halve(const float *row, const float *reference, size_t size, uint16_t *out)
+/* The same of a row, which is filled up to whole vectors of 32. */
+HALF_TARGET static void halve(const float *row, const float *other, size_t size, uint16_t *out, double sums[3])
 {
-    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (size_t k = 0; k < size; k += 32) {
-        size_t left = size - k;
-        __m512 low = taken(row, reference, k, left), high = taken(row, reference, k + 16, left > 16 ? left - 16 : 0);
-        sum[0] = _mm512_fmadd_ps(low, low, sum[0]);
-        sum[1] = _mm512_fmadd_ps(high, high, sum[1]);
-        _mm512_storeu_si512(out + k, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-    }
-    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+    __m512 sum[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    size_t k = 0;
+    for (; k + 16 <= size; k += 16) halve_some(0xffff, row + k, other + k, out + k, sum);
+    for (; k % 32 || k < size; k += 16)
+        halve_some(k < size ? (__mmask16)((1u << (size - k)) - 1) : 0, row + k, other + k, out + k, sum);
+    UNROLL for (size_t l = 0; l < 3; l++) sums[l] += _mm512_reduce_add_ps(sum[l]);
 }
 
 /* As a tile of float32, of the pairs that one instruction multiplies and adds; of one on the diagonal above it only. */
@@ -308,13 +308,13 @@ HALF_TARGET INLINE void half_tile(int diagonal, const uint16_t *const a[HALF_T],
             if (!diagonal || i < j) out[i][j] = _mm512_reduce_add_ps(sum[i][j]);
 }
 
-/* Adds <rows[i] - reference, rows[j] - reference>, i <= j, of rows rounded to bfloat16, to total; squares, i = j, are
- * of the rows as they are.
+/* Adds <rows[i], rows[j]>, i < j, of rows rounded to bfloat16, to total, and to sums what `halve` says of each row, the
+ * other being the row `whole`.
  *
  * halved: room for n rows of HALF_COLUMNS + 32.
  */
-HALF_TARGET static void half_products(const float *const *rows, const float *reference, size_t n, size_t columns,
-                                      uint16_t *halved, double *total)
+HALF_TARGET static void half_products(const float *const *rows, size_t whole, size_t n, size_t columns,
+                                      uint16_t *halved, double *total, double *sums)
 {
     const size_t T = HALF_T, width = HALF_COLUMNS + 32; /* no power of two, as above */
     size_t tiles = ((n + T - 1) / T) * ((n + T - 1) / T + 1) / 2, most = (n + tiles - 1) / tiles;
@@ -322,7 +322,7 @@ HALF_TARGET static void half_products(const float *const *rows, const float *ref
         size_t size = columns - begin < HALF_COLUMNS ? columns - begin : HALF_COLUMNS;
         size_t next = begin + size < columns ? 0 : n;
         for (size_t i = 0; i < n; i++)
-            total[i * n + i] += halve(rows[i] + begin, reference ? reference + begin : NULL, size, halved + i * width);
+            halve(rows[i] + begin, rows[whole] + begin, size, halved + i * width, sums + 3 * i);
         for (size_t i = 0; i < n; i += T) {
             for (size_t j = i; j < n; j += T) {
                 const uint16_t *a[HALF_T], *b[HALF_T];
@@ -415,23 +415,22 @@ static PyObject *accumulate(PyObject *module, PyObject *arguments)
 static PyObject *accumulate_half(PyObject *module, PyObject *arguments)
 {
     stretches all;
-    Py_ssize_t centre;
-    unsigned long long total;
+    Py_ssize_t whole;
+    unsigned long long total, sums;
     uint16_t *halved;
     (void)module;
     if (!has_half_precision()) {
         PyErr_SetString(PyExc_RuntimeError, "this processor multiplies no pairs of bfloat16");
         return NULL;
     }
-    if (!PyArg_ParseTuple(arguments, "y*y*nK", &all.addresses, &all.lengths, &centre, &total)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y*y*nKK", &all.addresses, &all.lengths, &whole, &total, &sums)) return NULL;
     measure(&all);
     halved = malloc(all.width * (HALF_COLUMNS + 32) * sizeof(uint16_t));
     if (halved) {
         Py_BEGIN_ALLOW_THREADS;
         for (size_t k = 0; k < all.count; k++) {
-            const float *const *rows = vectors(&all, k);
-            half_products(rows, centre < 0 ? NULL : rows[centre], all.width, length(&all, k), halved,
-                          (double *)(uintptr_t)total);
+            half_products(vectors(&all, k), (size_t)whole, all.width, length(&all, k), halved,
+                          (double *)(uintptr_t)total, (double *)(uintptr_t)sums);
         }
         Py_END_ALLOW_THREADS;
         free(halved);
@@ -505,7 +504,8 @@ static PyMethodDef methods[] = {
      "that is z, or -1."},
 #ifdef HALF_PRECISION
     {"accumulate_half", accumulate_half, METH_VARARGS,
-     "accumulate_half(addresses, lengths, centre, total): as accumulate, of vectors rounded to bfloat16 but for i = j."},
+     "accumulate_half(addresses, lengths, whole, total, sums): as accumulate, for i < j, of vectors x rounded to bfloat16 "
+     "r; and adds <x_i, x_i>, <x_i, r_i> and <x_i, x_whole> to sums (n, 3) float64."},
 #endif
     {"half_precision", half_precision, METH_NOARGS, "half_precision(): whether accumulate_half can be called."},
     {"combine", combine, METH_VARARGS,

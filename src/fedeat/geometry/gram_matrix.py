@@ -62,12 +62,7 @@ class Geometry:
 
 
 def gram(
-    updates: Updates | UpdateSource,
-    *,
-    centre: int | None = None,
-    double: bool = False,
-    scale: float = 1.0,
-    half_precision: bool = False,
+    updates: Updates | UpdateSource, *, centre: int | None = None, double: bool = False, scale: float = 1.0
 ) -> Tensor:
     """Inner products of the updates, or of their differences to one of them, in one reading.
 
@@ -76,7 +71,6 @@ def gram(
         centre: client whose update is subtracted from all; None for none.
         double: whether products are formed in float64; float64 updates always are.
         scale: power of two that float64 products' factors are multiplied with.
-        half_precision: whether float32 factors of different updates may be rounded to bfloat16, where that is faster.
 
     Returns:
         (n, n) float64. Rows of updates that hold NaN or infinity, or whose products overflow, are not finite.
@@ -88,8 +82,35 @@ def gram(
         scaled = piece
         if scale != 1.0 and isinstance(piece, Tensor) and piece.dtype == torch.float64:
             scaled = piece * scale
-        products.accumulate(total, scaled, centre=centre, half_precision=half_precision)
+        products.accumulate(total, scaled, centre=centre)
     return products.mirrored(total)
+
+
+def half_gram(source: UpdateSource, whole: int) -> tuple[Tensor, float]:
+    """Inner products of updates rounded to bfloat16, and the largest error that shows.
+
+    To nearest is not quite without bias: a rounded update is on average a few millionths too short along itself. Its
+    products are made longer by that.
+
+    To be called where `products.HALF_PRECISION` holds.
+
+    Args:
+        source: n updates in main memory, none of them float64.
+        whole: client whose products with all are formed of what was not rounded too, to show how wrong the others are.
+
+    Returns:
+        (n, n) float64, with squared lengths as they are; and the error relative to the lengths of the two updates, nan
+        where some length is zero or not finite.
+    """
+    count = len(source.labels)
+    total = torch.zeros(count, count + 3, dtype=torch.float64)
+    for _, piece in pieces(source):
+        products.accumulate_half(total, piece, whole)
+    squares, rounded, known = total[:, count:].unbind(1)
+    along = rounded / squares
+    found = products.mirrored(total[:, :count].triu(1) / torch.outer(along, along) + squares.diag())
+    sizes = squares.sqrt()
+    return found, float(((found[whole] - known).abs() / (sizes * sizes[whole])).max())
 
 
 def measure(updates: Updates | UpdateSource, prior_weights: Tensor, *, origin: bool = False) -> Geometry:
@@ -110,7 +131,10 @@ def measure(updates: Updates | UpdateSource, prior_weights: Tensor, *, origin: b
     numbers = coordinates * len(source.labels)
     small = numbers <= SMALL
     double = small or floats64
-    start = None if double or origin or numbers <= QUICK else sampled_centre(source, prior_weights, coordinates)
+    start = None
+    if not (double or origin or numbers <= QUICK):
+        ratio, middle = sampled_cancellation(source, prior_weights)
+        start = middle if ratio * _FLOAT32_ROUNDING > _DISTANCE_ERROR / 4 else None
     found = _finite(source, _read(source, start, double, 1.0, 0), prior_weights, coordinates)
     for _ in range(2):
         if found.centre is None and small and not origin:
@@ -234,16 +258,16 @@ def _magnitudes(source: UpdateSource) -> Tensor:
     return largest.cpu()
 
 
-def sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: int) -> int | None:
-    """Reference that a sample of the coordinates recommends: a client's update, or None for the zero update.
+def sampled_cancellation(source: UpdateSource, prior_weights: Tensor) -> tuple[float, int]:
+    """`cancellation` as a sample of the coordinates shows it, and the medoid; (0, 0) where some are not finite.
 
     A wrong answer costs a reading, never the result, for what it leads to is checked.
 
     Args:
         source: n updates.
         prior_weights: (n,) float64, > 0.
-        coordinates: of one update.
     """
+    coordinates = sum(spec.numel for spec in source.layout.values())
     total = torch.zeros(len(source.labels), len(source.labels), dtype=torch.float64, device=source.device)
     step = coordinates // max(4, coordinates // (64 * PIECE))
     due, passed = step // 2, 0
@@ -257,8 +281,4 @@ def sampled_centre(source: UpdateSource, prior_weights: Tensor, coordinates: int
     for rows in sample(source, segments):
         products.accumulate(total, rows)
     total = products.mirrored(total)
-    finite = torch.isfinite(total.diagonal())
-    if not bool(finite.all()):
-        return None
-    ratio, centre = cancellation(total, prior_weights)
-    return centre if ratio * _FLOAT32_ROUNDING > _DISTANCE_ERROR / 4 else None
+    return cancellation(total, prior_weights) if bool(torch.isfinite(total.diagonal()).all()) else (0.0, 0)

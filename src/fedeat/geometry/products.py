@@ -89,17 +89,13 @@ def in_place(piece: Piece) -> Stretches | None:
     return Stretches(np.array([addresses]), np.array([length(piece)]), piece)
 
 
-def accumulate(
-    total: Tensor, rows: Tensor | Stretches, *, centre: int | None = None, half_precision: bool = False
-) -> None:
+def accumulate(total: Tensor, rows: Tensor | Stretches, *, centre: int | None = None) -> None:
     """Adds the products `<x_i - z, x_j - z>` of i <= j to a matrix, and some of the others: read its upper triangle.
 
     Args:
         total: (n, n) float64, written to.
         rows: coordinates of n clients: (n, c) float32 or float64, or stretches.
         centre: client whose coordinates are z; None for zero.
-        half_precision: whether the factors of products of i < j may be rounded to bfloat16, which happens where the
-            routines read them and `HALF_PRECISION` holds.
     """
     read = in_place(rows) if isinstance(rows, Tensor) else rows
     if read is None:
@@ -109,12 +105,34 @@ def accumulate(
     reference = -1 if centre is None else centre
 
     def add(share: Stretches, found: Tensor) -> None:
-        if half_precision and HALF_PRECISION:
-            _products.accumulate_half(share.addresses, share.lengths, reference, found.data_ptr())
-        else:
-            _products.accumulate(share.addresses, share.lengths, reference, _CHUNK, found.data_ptr())
+        _products.accumulate(share.addresses, share.lengths, reference, _CHUNK, found.data_ptr())
 
     _into(total, add, read.shares())
+
+
+def accumulate_half(total: Tensor, rows: Tensor | Stretches, whole: int) -> None:
+    """Adds the products of i < j of coordinates rounded to bfloat16, and what tells how wrong they are.
+
+    To be called where `HALF_PRECISION` holds, of what `in_place` can read.
+
+    Args:
+        total: (n, n + 3) float64, written to: the products, and in the last three columns those of each client with
+            itself, with itself rounded, and with the client `whole`; what is not said to be rounded is not.
+        rows: float32 coordinates x of n clients.
+        whole: number of a client.
+    """
+    read = in_place(rows) if isinstance(rows, Tensor) else rows
+    assert read is not None
+    count = len(total)
+    found = torch.zeros(count * (count + 3), dtype=torch.float64)
+
+    def add(share: Stretches, found: Tensor) -> None:
+        sums = found[count * count :]
+        _products.accumulate_half(share.addresses, share.lengths, whole, found.data_ptr(), sums.data_ptr())
+
+    _into(found, add, read.shares())
+    total[:, :count] += found[: count * count].view(count, count)
+    total[:, count:] += found[count * count :].view(count, 3)
 
 
 def combine(rows: Stretches, weights: Tensor, out: Sequence[Tensor]) -> None:
