@@ -6,9 +6,9 @@ measures every client's distance from it, which fixes the gradient. Where a Newt
 nothing left to gain, the point is the answer; else the step squares the error again, for another reading.
 
 The coordinates must be drawn after the updates have arrived, by a generator no client can predict: an attacker who knew
-them could be huge elsewhere. One who hides in few coordinates anyway is found by the exact distances and costs more
-readings; after three the full inner products are used. Results carry no certificate: the sample's curvature proves
-nothing.
+them could be huge elsewhere. One who hides in few coordinates anyway is found by the exact distances, which the sample
+did not foretell: then, and after three readings, the full inner products are used. Results carry no certificate: the
+sample's curvature proves nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ from fedeat.geometry.layout import Segment, UpdateSource
 from fedeat.geometry.sources import sample
 
 _LEAST_COORDINATES = 65536
+_MANY_CLIENTS = 24
+_FEW_NUMBERS = 1 << 24
+"""Of fewer clients with no more coordinates in all, the products take no longer than drawing a sample does."""
 _LENGTH = 1024
 _MOST_READINGS = 3
 _ENOUGH = 5e-7
 """Estimated relative excess of the objective at which a point that was read exactly is good enough."""
 _EXCESS = 1e-8
 """The same of a point one Newton step further, which no reading has seen: a tenth is usual after one reading."""
+_MISMATCH = 0.1
+"""Relative error of any distance that the sample foretold, up to which it knows enough of all to go on with."""
 
 
 def sampled_geometric_median(
@@ -48,12 +53,13 @@ def sampled_geometric_median(
 
     Returns:
         The point is None where the weights are of one that no reading has formed yet. All is None where a sample does
-        not pay or does not suffice: few coordinates, an optimum at one client's update, values that are not finite or
-        out of float32's range, or an estimate that is not small after three readings.
+        not pay or does not suffice: few coordinates or clients, an optimum at one client's update, values that are not
+        finite or out of float32's range, a client far from where the sample saw it, or an estimate that is not small
+        after three readings.
     """
-    coordinates = sum(spec.numel for spec in source.layout.values())
+    clients, coordinates = len(source.labels), sum(spec.numel for spec in source.layout.values())
     budget = max(_LEAST_COORDINATES, coordinates // 32)
-    if 2 * budget > coordinates:
+    if 2 * budget > coordinates or (clients < _MANY_CLIENTS and clients * coordinates <= _FEW_NUMBERS):
         return None
     segments = _draw(source, budget, coordinates, generator)
     gram = _sampled_gram(source, segments, None)
@@ -77,8 +83,10 @@ def sampled_geometric_median(
         # Exact distances make the gradient exact, as coefficients; only the curvature is the sample's.
         move, excess = correction(curvature, prior, iterate(curvature, prior, weights.numpy(), radii))
         objective = float(prior @ radii)
-        mismatch = float(np.abs(guessed.coefficients) @ np.abs(1 - guessed.radii / radii))
-        if excess <= _ENOUGH and mismatch <= 0.1:
+        mismatch = float(np.abs(1 - guessed.radii / radii).max())
+        if mismatch > _MISMATCH:
+            return None
+        if excess <= _ENOUGH:
             return ClientWeights(weights, decided.iterations, objective), reading, point
         weights = weights + torch.from_numpy(move)
         if excess * (mismatch**2 + excess) <= _EXCESS:
