@@ -41,6 +41,8 @@ MISTRAL_R16 = 32 * 16 * (2 * 2 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 GRID = [(n, d) for n in (10, 50, 100, 1000) for d in (100_000, 1_000_000, MISTRAL_R8, 10_000_000, MISTRAL_R16)]
 SLOW = 2e8
 """Above so many numbers in all, the rules that take a hundred means and more are left out."""
+ENOUGH = 0.5
+"""Seconds that a contestant is timed for at least: of what takes milliseconds, three pairs tell little."""
 QUICK = [(10, 100_000), (10, 1_000_000), (50, 1_000_000)]
 
 Contestant = Callable[[], Tensor | dict[str, Tensor] | None]
@@ -76,7 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for results.jsonl, table.md and plot.png")
     parser.add_argument("--quick", action="store_true", help="three small instances only, in seconds")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved pairs a contestant")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="interleaved pairs a contestant, more of one that takes milliseconds"
+    )
     parser.add_argument(
         "--seconds", type=float, default=60, help="run contestants whose first run takes longer only once"
     )
@@ -154,7 +158,8 @@ def instance(clients: int, coordinates: int, attackers: float, options: argparse
             value = contestant()
             first = time.process_time() - started
             extra = None if before is None else max(0, peak() - before)
-            pairs = [(timed(mean), timed(contestant)) for _ in range(options.repeats if first < options.seconds else 0)]
+            repeats = max(options.repeats, int(ENOUGH / max(first, 1e-3))) if first < options.seconds else 0
+            pairs = [(timed(mean), timed(contestant)) for _ in range(repeats)]
             if not pairs:
                 pairs = [(timed(mean), first)]
             yield Row(
