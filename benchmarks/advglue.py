@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, help="of the study `attacks`; default all")
     parser.add_argument("--processes", type=int, default=1, help="cells run side by side; 0 is one a core")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every configuration")
-    parser.add_argument("--results", type=Path, help="where STUDY.md, .csv and .json go; OUT where not given")
+    parser.add_argument("--results", type=Path, help="where the page, .csv and .json go; OUT where not given")
+    parser.add_argument("--page", help="name of the page of a part of a study; by default the study's")
     parser.add_argument("--tables-only", action="store_true", help="run nothing; the page from the finished runs")
     parser.add_argument("--adapters", type=Path, help="copy the attack-free adapters of the first seed there")
     given = parser.parse_args(arguments)
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in files:
             _compare(name, load(name, given, study), given.out / name)
     finished = [given.out / name for name in files if (given.out / name / "runs").is_dir()]
-    page = advglue_page.write(given.study, finished, given.out, given.results or given.out, given.attacks)
+    target = (given.results or given.out) / f"{given.page or given.study}.md"
+    page = advglue_page.write(given.study, finished, given.out, target, given.attacks)
     if given.adapters is not None:
         for directory in finished:
             release(directory, study.root + "base", given.adapters / directory.name)

@@ -20,7 +20,7 @@ import advglue_spread
 
 from fedeat.records import write_text
 from fedeat.report import markdown
-from fedeat.report.cells import Row, display_name, method_order
+from fedeat.report.cells import Row, attack_name, display_name, method_order
 from fedeat.report.claims import losses
 from fedeat.report.differences import compare_runs, condition_costs
 from fedeat.report.reading import Records, Run, merge, read_records
@@ -72,14 +72,14 @@ TITLES = {
 }
 
 
-def write(study: str, directories: Sequence[Path], out: Path, target: Path, attacks: Sequence[str] | None) -> Path:
-    """Writes TARGET/STUDY.md, .csv and .json from the finished runs of the directories.
+def write(study: str, directories: Sequence[Path], out: Path, page: Path, attacks: Sequence[str] | None) -> Path:
+    """Writes a page, and .csv and .json beside it, from the finished runs of the directories.
 
     Args:
         study: its name.
         directories: of its comparisons, finished or not.
         out: holds the base's record.
-        target: where the three files go; made where it does not exist.
+        page: its path, which ends in .md; made with its folder. One that has not the study's name is of a part of it.
         attacks: the study's conditions are those with these attacks; None for its own.
 
     Returns:
@@ -89,7 +89,7 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
     if records is None or not any(run.rows for run in records.runs):
         sys.exit(f"{out} holds no finished run of this study.")
     tables = result_tables(records.rows, compare_runs(records.rows, records.runs))
-    target.mkdir(parents=True, exist_ok=True)
+    page.parent.mkdir(parents=True, exist_ok=True)
     base = json.loads((out / "base" / _base_record(study)).read_text())
     # The command of the process that trained is a detail of the machine; the page has the one to type.
     environment = {key: value for key, value in records.environment.items() if key != "command"}
@@ -105,12 +105,11 @@ def write(study: str, directories: Sequence[Path], out: Path, target: Path, atta
             for item in table.tested.differences
         ],
     }
-    (target / f"{study}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (target / f"{study}.csv").write_text(table_csv(tables), encoding="utf-8")
-    page = target / f"{study}.md"
+    page.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    page.with_suffix(".csv").write_text(table_csv(tables), encoding="utf-8")
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
     # In one step: what a person wrote under "Reading" is nowhere else.
-    write_text(page, _page(study, records, tables, base) + READING + before[2])
+    write_text(page, _page(study, page.stem, records, tables, base) + READING + before[2])
     return page
 
 
@@ -132,8 +131,11 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
     )
 
 
-def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any]) -> str:
+def _page(study: str, name: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any]) -> str:
     title, setting = TITLES[study]
+    if name != study:
+        met = {run.condition.attack for run in records.runs}
+        title = title.replace("Every attack", ", ".join(attack_name(attack) for attack in ATTACKS if attack in met))
     several = len(tables) > FEW
     parts = [
         f"# {title}",
@@ -167,7 +169,7 @@ def _page(study: str, records: Records, tables: Sequence[ResultTable], base: Map
     baseline = "" if study in ("heterogeneity", "language-model") else _baseline(tables)
     if baseline:
         parts += ["### The baseline", baseline]
-    parts += ["## How they were made", _commands(study, records), _made(study, records, base)]
+    parts += ["## How they were made", _commands(study, name, records), _made(study, name, records, base)]
     return "\n\n".join(parts) + "\n\n"
 
 
@@ -221,7 +223,7 @@ def _backdoors(records: Records) -> str:
     )
 
 
-def _commands(study: str, records: Records) -> str:
+def _commands(study: str, name: str, records: Records) -> str:
     """What runs these cells: a command for each part of the grid in which all tasks met all attacks by all methods."""
     finished = [run for run in records.runs if run.rows and run.seed is not None]
     met: dict[str, dict[str, set[str]]] = {}
@@ -236,7 +238,7 @@ def _commands(study: str, records: Records) -> str:
         for attacks, methods in alike.items():
             grids.setdefault((tuple(method_order(methods)), attacks), []).append(task)
     seeds = map(str, sorted({run.seed for run in finished if run.seed is not None}))
-    ending = ["--seeds", *seeds, "--results", "docs/results"]
+    ending = ["--seeds", *seeds, "--results", "docs/results"] + (["--page", name] if name != study else [])
     lines = []
     for (methods, attacks), tasks in grids.items():
         named = study if attacks or study != "attacks" else "ablation"  # its cells are the attack-free ones here
@@ -252,7 +254,7 @@ def _commands(study: str, records: Records) -> str:
     return "\n".join(lines)
 
 
-def _made(study: str, records: Records, base: Mapping[str, Any]) -> str:
+def _made(study: str, name: str, records: Records, base: Mapping[str, Any]) -> str:
     environment = records.environment
     versions = ", ".join(f"{k} {environment[k]}" for k in ("fedeat", "python", "torch", "transformers", "peft"))
     finished = [run for run in records.runs if run.rows]
@@ -263,8 +265,8 @@ def _made(study: str, records: Records, base: Mapping[str, Any]) -> str:
         f"{versions}; {environment['cpu']}, {environment['threads']} thread a run.",
         f"{len(finished)} runs; training took {min(seconds):.0f} to {max(seconds):.0f} s a run, "
         f"{sum(seconds) / 60:.0f} minutes together, on a machine shared with other jobs.{unfinished} Each run's "
-        f"seconds, counts, histograms and tests are in [{study}.json]({study}.json), the cells in "
-        f"[{study}.csv]({study}.csv).",
+        f"seconds, counts, histograms and tests are in [{name}.json]({name}.json), the cells in "
+        f"[{name}.csv]({name}.csv).",
     ]
     if study != "language-model":
         lines.append(f"The base took {base['seconds'] / 60:.0f} minutes.")

@@ -77,6 +77,12 @@ def test_a_page_is_made_of_what_is_finished_and_keeps_its_reading(advglue: Any, 
     with pytest.raises(SystemExit, match="holds no finished run of this study"):
         advglue.main(["--study", "heterogeneity", *command])
 
+    advglue.main(["--study", "attacks", "--attacks", "sign_flip", "--page", "signs", *command])
+    text = (tmp_path / "docs" / "signs.md").read_text()
+    assert text.startswith("# Sign flip, 30 % malicious clients\n")
+    assert "--attacks sign_flip --seeds 0 1 --results docs/results --page signs\n" in text
+    assert "[signs.json](signs.json)" in text.replace("\n  ", " ")
+
 
 def test_a_base_model_alone_makes_no_page(advglue: Any, out: Path, tmp_path: Path, new_run: NewRun) -> None:
     for file in (out / "sst2" / "runs").glob("*/evaluation.json"):
