@@ -4,7 +4,7 @@ From some tens of clients on, forming the inner products is most of the work, an
 fast as float32. Products of rounded coordinates give weights that are right to about a millionth, for over many
 coordinates the roundings cancel. One exact reading forms that point, measures every client's distance from it, and
 thereby fixes the gradient; the products are left to say how the gradient changes. To second order that is enough: the
-point is the median to 1e-13 of the objective, or a Newton step and another reading make it so.
+point is the median to 2e-13 of the objective, or a Newton step and another reading make it so.
 
 How wrong the products are shows where some are formed without rounding too: those with one client, the medoid of a
 sample. Taken several times as wrong, and all of them to the worse, they go into the certificate. Where that does not
