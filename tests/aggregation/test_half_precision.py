@@ -120,6 +120,15 @@ def test_aggregate_takes_it_and_says_the_same_as_in_full(in_full: Callable[..., 
     assert not torch.equal(half.weights, full.weights)
 
 
+def test_columns_of_a_matrix_are_aggregated_as_its_rows_are() -> None:
+    updates = draw("one direction")
+    strided = torch.stack([updates, updates], dim=2).flatten(1)[:, ::2]
+    for gaps in (updates.T.contiguous().T, strided):
+        torch.testing.assert_close(aggregate(gaps).value, aggregate(updates).value, atol=1e-5, rtol=0)
+    alike = torch.linspace(1, 2, CLIENTS)[:, None].expand(CLIENTS, COORDINATES)
+    assert aggregate(alike).converged
+
+
 @pytest.mark.parametrize(
     "kind",
     ["few clients", "few coordinates", "float64", "shifted", "on a line", "best is an update", "tiny", "not finite"],

@@ -92,6 +92,14 @@ def test_half_precision_rounds_the_factors_of_products_of_two_clients_and_nothin
 
 
 @needs_half_precision
+def test_half_precision_copies_rows_with_gaps() -> None:
+    updates, total, known = rows(500, 7).T, *torch.zeros(2, 7, 10, dtype=torch.float64)
+    products.accumulate_half(total, updates, 2)
+    products.accumulate_half(known, updates.contiguous(), 2)
+    assert torch.equal(total, known)
+
+
+@needs_half_precision
 def test_half_precision_adds_up_stretches_and_threads(threads: int) -> None:
     updates = [rows(6, 200_000), rows(6, 99), rows(6, 150_001, seed=1)]
     total = torch.zeros(6, 9, dtype=torch.float64)

@@ -53,7 +53,7 @@ class Aggregate(Generic[Value]):
             worst of all groups; nan where the rule certifies nothing.
         majority_gap: the same relative to what the nearest half of the clients pay; no minority can inflate it.
         converged: whether the rule reached the tolerance it was asked for, in every group.
-        passes: how often the updates were read.
+        passes: how often the updates were read, but for samples and for a quicker way that did not suffice.
         groups: what the rule decided for each group of tensors; one group, "", for the whole model.
         discarded: share of the squared norm that recompression lost, else 0.
     """

@@ -113,15 +113,15 @@ def accumulate(total: Tensor, rows: Tensor | Stretches, *, centre: int | None = 
 def accumulate_half(total: Tensor, rows: Tensor | Stretches, whole: int) -> None:
     """Adds the products of i < j of coordinates rounded to bfloat16, and what tells how wrong they are.
 
-    To be called where `HALF_PRECISION` holds, of what `in_place` can read.
+    To be called where `HALF_PRECISION` holds, of coordinates in main memory.
 
     Args:
         total: (n, n + 3) float64, written to: the products, and in the last three columns those of each client with
             itself, with itself rounded, and with the client `whole`; what is not said to be rounded is not.
-        rows: float32 coordinates x of n clients.
+        rows: float32 coordinates x of n clients; a matrix whose rows have gaps is copied.
         whole: number of a client.
     """
-    read = in_place(rows) if isinstance(rows, Tensor) else rows
+    read = rows if isinstance(rows, Stretches) else in_place(rows) or in_place(rows.contiguous())
     assert read is not None
     count = len(total)
     found = torch.zeros(count * (count + 3), dtype=torch.float64)
