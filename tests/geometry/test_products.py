@@ -184,11 +184,25 @@ def test_threads_change_the_order_of_sums_alone(threads: int) -> None:
 
 
 @needs_compiled
+@pytest.mark.parametrize("columns", [5001, 70_001])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 25])
-def test_combinations_are_weighted_sums(count: int) -> None:
-    updates, weights, out = rows(count, 5001), rows(1, count)[0], torch.full((5001,), torch.nan)
+def test_combinations_are_weighted_sums(count: int, columns: int) -> None:
+    updates, weights, out = rows(count, columns), rows(1, count)[0], torch.full((columns,), torch.nan)
     products.combine(stretches(updates), weights, [out])
     assert torch.allclose(out.double(), weights.double() @ updates.double(), atol=1e-5)
+
+
+@needs_compiled
+@pytest.mark.parametrize("offset", [0, 1, 5, 7, 8])
+def test_a_long_sum_is_written_to_any_address_and_nowhere_else(offset: int) -> None:
+    """From a megabyte on it goes past the caches, by writes that want multiples of the vectors' size."""
+    updates, weights = rows(10, 300_003), rows(1, 10)[0]
+    held = torch.full((300_100,), torch.nan)
+    out = held[40 + offset :][:300_003]
+    products.combine(stretches(updates), weights, [out])
+    assert torch.allclose(out.double(), weights.double() @ updates.double(), atol=1e-5)
+    assert torch.isnan(held[: 40 + offset]).all()
+    assert torch.isnan(held[40 + offset + 300_003 :]).all()
 
 
 @needs_compiled

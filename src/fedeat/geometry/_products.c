@@ -18,14 +18,20 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__x86_64__) && (__GNUC__ >= 12 || __clang_major__ >= 14)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#if __GNUC__ >= 12 || __clang_major__ >= 14
 #define HALF_PRECISION /* the compiler knows AVX512-BF16; whether the processor does is asked at run time */
+#endif
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define CACHED_BYTES (512 << 10) /* that stay in the second cache between being written or read and being used */
+#define FEW 12                   /* rows that are added up side by side where there are no more */
+#define GROUP 8                  /* rows that are added up side by side */
+#define AHEAD 2048               /* columns that a row is fetched ahead where it is read twice, chunk by chunk */
+#define LONG_BYTES (1 << 20)     /* of a sum that will not be found in the second cache by who uses it next */
 
 typedef float lanes4 __attribute__((vector_size(16)));
 typedef float lanes8 __attribute__((vector_size(32)));
@@ -113,30 +119,39 @@ INLINE float lane_sum(const void *vector, size_t bytes)
         }                                                                                                              \
     }
 
-/* Defines NAME(rows, weights, n, columns, out): out = sum_i weights[i] * rows[i], in float32.
+/* Defines NAME(rows, weights, n, columns, stream, out): out = sum_i weights[i] * rows[i], in float32.
  *
- * Few rows are read side by side, and the processor fetches them by itself. Of many it would lose track: they are read
- * in groups, over columns of the sum that stay in the first cache, while those of the next round come to the second.
+ * A few rows are read side by side, each for a while: the processor foresees that better than it can be told, but loses
+ * track of many. What they add to is a part of the sum that stays in the second cache.
+ *
+ * STREAM(to, vector): writes past the caches, to an address that is a multiple of WIDTH. Of use to a sum so long that
+ * nobody will find it there: its lines would be read only to be overwritten.
  */
-#define DEFINE_COMBINATION(NAME, TARGET, WIDTH)                                                                        \
+#define DEFINE_COMBINATION(NAME, TARGET, WIDTH, STREAM)                                                                \
     typedef float NAME##_vector __attribute__((vector_size(WIDTH), aligned(4), may_alias));                            \
                                                                                                                        \
-    TARGET INLINE void NAME##_group(const float *const *rows, const float *weights, size_t n, int first, size_t ahead, \
-                                    size_t begin, size_t end, float *out)                                              \
+    /* vectors: at most eight of the sum at a time. ahead: how far on a row is fetched to the second cache, or 0. */   \
+    TARGET INLINE void NAME##_group(const float *const *rows, const float *weights, size_t n, int first, int stream,   \
+                                    size_t vectors, size_t ahead, size_t begin, size_t end, float *out)                \
     {                                                                                                                  \
-        const size_t lanes = WIDTH / sizeof(float), line = 4 * lanes;                                                  \
+        const size_t lanes = WIDTH / sizeof(float), line = vectors * lanes;                                            \
         size_t k = begin;                                                                                              \
         for (; k + line <= end; k += line) {                                                                           \
-            NAME##_vector sum[4];                                                                                      \
-            UNROLL for (size_t l = 0; l < 4; l++)                                                                      \
+            NAME##_vector sum[8];                                                                                      \
+            UNROLL for (size_t l = 0; l < vectors; l++)                                                                \
                 sum[l] = first ? (NAME##_vector){0} : *(const NAME##_vector *)(out + k + l * lanes);                   \
             for (size_t i = 0; i < n; i++) {                                                                           \
                 const float *row = rows[i] + k;                                                                        \
                 UNROLL for (size_t l = 0; ahead && l < line; l += 16) __builtin_prefetch(row + l + ahead, 0, 2);       \
-                UNROLL for (size_t l = 0; l < 4; l++)                                                                  \
+                UNROLL for (size_t l = 0; l < vectors; l++)                                                            \
                     sum[l] += weights[i] * *(const NAME##_vector *)(row + l * lanes);                                  \
             }                                                                                                          \
-            UNROLL for (size_t l = 0; l < 4; l++) *(NAME##_vector *)(out + k + l * lanes) = sum[l];                    \
+            UNROLL for (size_t l = 0; l < vectors; l++) {                                                              \
+                if (stream)                                                                                            \
+                    STREAM(out + k + l * lanes, sum[l]);                                                               \
+                else                                                                                                   \
+                    *(NAME##_vector *)(out + k + l * lanes) = sum[l];                                                  \
+            }                                                                                                          \
         }                                                                                                              \
         for (; k < end; k++) {                                                                                         \
             float rest = first ? 0 : out[k];                                                                           \
@@ -145,18 +160,35 @@ INLINE float lane_sum(const void *vector, size_t bytes)
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    TARGET static void NAME(const float *const *rows, const float *weights, size_t n, size_t columns, float *out)      \
+    TARGET static void NAME##_ahead(const float *const *rows, const float *weights, size_t n, size_t columns,          \
+                                    float *out)                                                                        \
     {                                                                                                                  \
-        const size_t chunk = 2048, group = 8;                                                                          \
-        if (n <= 12) {                                                                                                 \
-            NAME##_group(rows, weights, n, 1, 0, 0, columns, out);                                                     \
+        size_t i = GROUP;                                                                                              \
+        if (n <= FEW) {                                                                                                \
+            NAME##_group(rows, weights, n, 1, 0, 4, 0, 0, columns, out);                                               \
+            return;                                                                                                    \
+        }                                                                                                              \
+        NAME##_group(rows, weights, GROUP, 1, 0, 4, AHEAD, 0, columns, out);                                           \
+        for (; i < n; i += GROUP)                                                                                      \
+            NAME##_group(rows + i, weights + i, n - i < GROUP ? n - i : GROUP, 0, 0, 4, AHEAD, 0, columns, out);       \
+    }                                                                                                                  \
+                                                                                                                       \
+    TARGET static void NAME(const float *const *rows, const float *weights, size_t n, size_t columns, int stream,      \
+                            float *out)                                                                                \
+    {                                                                                                                  \
+        const size_t chunk = 32768;                                                                                    \
+        if (n <= FEW) {                                                                                                \
+            size_t ragged = (WIDTH - (uintptr_t)out % WIDTH) % WIDTH / sizeof(float);                                  \
+            size_t plain = stream && ragged < columns ? ragged : columns;                                              \
+            NAME##_group(rows, weights, n, 1, 0, 8, 0, 0, plain, out);                                                 \
+            NAME##_group(rows, weights, n, 1, 1, 8, 0, plain, columns, out);                                           \
             return;                                                                                                    \
         }                                                                                                              \
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
-            size_t end = columns - begin < chunk ? columns : begin + chunk, i = group;                                 \
-            NAME##_group(rows, weights, group, 1, chunk, begin, end, out);                                             \
-            for (; i < n; i += group)                                                                                  \
-                NAME##_group(rows + i, weights + i, n - i < group ? n - i : group, 0, chunk, begin, end, out);         \
+            size_t end = columns - begin < chunk ? columns : begin + chunk, i = GROUP;                                 \
+            NAME##_group(rows, weights, GROUP, 1, 0, 8, 0, begin, end, out);                                           \
+            for (; i < n; i += GROUP)                                                                                  \
+                NAME##_group(rows + i, weights + i, n - i < GROUP ? n - i : GROUP, 0, 0, 8, 0, begin, end, out);       \
         }                                                                                                              \
     }
 
@@ -193,13 +225,13 @@ INLINE float lane_sum(const void *vector, size_t bytes)
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
             size_t size = columns - begin < chunk ? columns - begin : chunk;                                           \
             for (size_t i = 0; i < n; i++) moved[i] = rows[i] + begin;                                                 \
-            COMBINATION(moved, weights, n, size, out + begin);                                                         \
+            COMBINATION##_ahead(moved, weights, n, size, out + begin);                                                 \
             for (size_t i = 0; i < n; i++) squares[i] += NAME##_square(moved[i], out + begin, size);                   \
         }                                                                                                              \
     }
 
 typedef void (*products_fn)(const float *const *, size_t, size_t, size_t, double *);
-typedef void (*combination_fn)(const float *const *, const float *, size_t, size_t, float *);
+typedef void (*combination_fn)(const float *const *, const float *, size_t, size_t, int, float *);
 typedef void (*distances_fn)(const float *const *, const float *, size_t, size_t, size_t, const float **, float *,
                              double *);
 
@@ -207,8 +239,10 @@ typedef void (*distances_fn)(const float *const *, const float *, size_t, size_t
 DEFINE_PRODUCTS(products_avx512, __attribute__((target("avx512f,fma"))), 64, 5)
 DEFINE_PRODUCTS(products_avx2, __attribute__((target("avx2,fma"))), 32, 3)
 DEFINE_PRODUCTS(products_plain, , 16, 3)
-DEFINE_COMBINATION(combination_avx2, __attribute__((target("avx2,fma"))), 32)
-DEFINE_COMBINATION(combination_plain, , 16)
+#define STREAM_32(to, vector) _mm256_stream_ps(to, (__m256)(vector))
+#define STREAM_16(to, vector) _mm_stream_ps(to, (__m128)(vector))
+DEFINE_COMBINATION(combination_avx2, __attribute__((target("avx2,fma"))), 32, STREAM_32)
+DEFINE_COMBINATION(combination_plain, , 16, STREAM_16)
 DEFINE_DISTANCES(distances_avx2, combination_avx2, __attribute__((target("avx2,fma"))), 32)
 DEFINE_DISTANCES(distances_plain, combination_plain, , 16)
 
@@ -224,7 +258,8 @@ static combination_fn best_combination(void) { return has_avx2() ? combination_a
 static distances_fn best_distances(void) { return has_avx2() ? distances_avx2 : distances_plain; }
 #else
 DEFINE_PRODUCTS(products_plain, , 16, 5)
-DEFINE_COMBINATION(combination_plain, , 16)
+#define STREAM_16(to, vector) (void)(*(combination_plain_vector *)(to) = (vector))
+DEFINE_COMBINATION(combination_plain, , 16, STREAM_16)
 DEFINE_DISTANCES(distances_plain, combination_plain, , 16)
 
 static products_fn best_products(void) { return products_plain; }
@@ -473,16 +508,19 @@ static PyObject *combine(PyObject *module, PyObject *arguments)
 {
     stretches all;
     unsigned long long weights;
+    size_t columns = 0;
     (void)module;
     if (!PyArg_ParseTuple(arguments, "y*y*K", &all.addresses, &all.lengths, &weights)) return NULL;
     measure(&all);
     Py_BEGIN_ALLOW_THREADS;
+    for (size_t k = 0; k < all.count; k++) columns += length(&all, k);
     for (size_t k = 0; k < all.count; k++) {
         const float *const *rows = vectors(&all, k);
         expect_writing((float *)(uintptr_t)rows[all.width - 1], length(&all, k));
         best_combination()(rows, (const float *)(uintptr_t)weights, all.width - 1, length(&all, k),
-                           (float *)(uintptr_t)rows[all.width - 1]);
+                           columns >= LONG_BYTES / sizeof(float), (float *)(uintptr_t)rows[all.width - 1]);
     }
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* what was written past the caches is seen by all from here on */
     Py_END_ALLOW_THREADS;
     release(&all);
     Py_RETURN_NONE;
