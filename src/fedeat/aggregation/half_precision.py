@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedeat.aggregation.certificate import certified_gap
+from fedeat.aggregation.iterates import iterate
 from fedeat.aggregation.rough_products import correction, in_range, measurable
-from fedeat.aggregation.weiszfeld import TOLERANCE, ClientWeights, certified_gap, geometric_median, iterate
+from fedeat.aggregation.weiszfeld import TOLERANCE, ClientWeights, geometric_median
 from fedeat.geometry import products
 from fedeat.geometry.distances import cancellation, medoid, recentred
 from fedeat.geometry.exact_distances import distances_from_sum

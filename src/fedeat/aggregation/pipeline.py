@@ -151,7 +151,8 @@ def aggregate(
         everyone = open_updates(updates, any_rank=space == "product" and combine != "factors")
         prior = _prior(prior_weights, len(everyone.labels))
         rule, kept = _judged(rule, prior)
-        source = everyone.select(kept.tolist()) if len(kept) < len(prior) else everyone
+        shares = prior if len(kept) == len(prior) else prior[kept]
+        source = everyone if len(kept) == len(prior) else everyone.select(kept)
         treat: Callable[[UpdateSource, Tensor], Part]
         if columns is not None:
             treat, grouping = functools.partial(by_coordinate, columns=columns), "model"
@@ -167,7 +168,7 @@ def aggregate(
                 rank = _largest_rank(source)
             treat = functools.partial(in_products, rule=cast(Rule, rule), lora=lora, combine=combine, rank=rank)
         groups = _groups(source, grouping)
-        parts = {name: treat(group, prior[kept]) for name, group in groups.items()}
+        parts = {name: treat(group, shares) for name, group in groups.items()}
         value = _merged(parts)
         if combine == "stacked":
             value = of_one_rank(cast(dict[str, Tensor], value))
@@ -199,7 +200,7 @@ def _require_fitting(
         raise UpdateError("a sample serves the geometric median in factor space only: leave `sample` out")
 
 
-def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
+def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, list[int]]:
     """The clients that a rule is to see, and the rule with their numbering.
 
     A trusted update judges whatever its weight. Its number is that among all clients, the rule's that among those kept.
@@ -207,10 +208,10 @@ def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
     Raises:
         UpdateError: a trusted update that is none of the clients, or whose number steps before the rule hide.
     """
-    counts = prior > 0
+    counts = (prior > 0).tolist()
     steps, last = unchained(rule)
     function, options = unwrap(last)
-    if steps and function is trusted_reference and not bool(counts.all()):
+    if steps and function is trusted_reference and not all(counts):
         raise UpdateError(
             "trusted_reference behind steps counts the updates that reach it, but clients of prior weight zero are left"
             " out before: leave them out of the updates, or give them a weight"
@@ -218,8 +219,8 @@ def _judged(rule: AnyRule, prior: Tensor) -> tuple[AnyRule, Tensor]:
     if not steps and function is trusted_reference and "reference" in options:
         trusted = bounded("reference", options["reference"], 0, len(prior) - 1, len(prior))
         counts[trusted] = True
-        rule = functools.partial(cast(Any, last), reference=int(counts[:trusted].sum()))
-    return rule, torch.nonzero(counts).flatten()
+        rule = functools.partial(cast(Any, last), reference=sum(counts[:trusted]))
+    return rule, [client for client, counted in enumerate(counts) if counted]
 
 
 def _groups(source: UpdateSource, grouping: Grouping) -> dict[str, UpdateSource]:
@@ -243,18 +244,17 @@ def _merged(parts: Mapping[str, Part]) -> Tensor | dict[str, Tensor]:
 
 
 def _result(
-    parts: Mapping[str, Part], sizes: Mapping[str, int], value: Tensor | dict[str, Tensor], kept: Tensor, count: int
+    parts: Mapping[str, Part], sizes: Mapping[str, int], value: Tensor | dict[str, Tensor], kept: list[int], count: int
 ) -> Aggregate[Any]:
     """One record of what was decided for each group, which has `sizes` coordinates, of the clients kept."""
     groups = {
         name: replace(part.decided, weights=_scatter(part.decided.weights, kept, count)) for name, part in parts.items()
     }
-    weights = torch.zeros(count, dtype=torch.float64)
-    for name, group in groups.items():
-        weights += group.weights * (sizes[name] / sum(sizes.values()))
+    total = sum(sizes.values())
+    shares = [group.weights * (sizes[name] / total) for name, group in groups.items()]
     return Aggregate(
         value=value,
-        weights=groups[""].weights if list(groups) == [""] else weights,
+        weights=groups[""].weights if list(groups) == [""] else torch.stack(shares).sum(0),
         iterations=sum(group.iterations for group in groups.values()),
         objective=sum(group.objective for group in groups.values()),
         gap=_worst([group.gap for group in groups.values()]),
@@ -266,7 +266,10 @@ def _result(
     )
 
 
-def _scatter(weights: Tensor, kept: Tensor, count: int) -> Tensor:
+def _scatter(weights: Tensor, kept: list[int], count: int) -> Tensor:
+    """(count,) weights of all clients, zero of those left out."""
+    if len(kept) == count:
+        return weights
     everyone = torch.zeros(count, dtype=torch.float64)
     everyone[kept] = weights
     return everyone
@@ -287,12 +290,12 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UpdateError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _scales(scaling: float | Sequence[float], count: int, kept: Tensor) -> list[float]:
+def _scales(scaling: float | Sequence[float], count: int, kept: list[int]) -> list[float]:
     """One scaling for each client kept."""
     scales = [float(scaling)] * count if isinstance(scaling, int | float) else [float(scale) for scale in scaling]
     if len(scales) != count or not all(0 < abs(scale) < math.inf for scale in scales):
         raise UpdateError(f"scaling must be finite and not zero, one number or {count}, got {scaling!r}")
-    return [scales[client] for client in kept.tolist()]
+    return [scales[client] for client in kept]
 
 
 def _shared(

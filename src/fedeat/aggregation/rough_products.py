@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedeat.aggregation.weiszfeld import State, newton_direction
+from fedeat.aggregation.iterates import State, newton_direction
 from fedeat.geometry.distances import Matrix, Vector
 
 

@@ -9,9 +9,9 @@ Updates on one line are put in order instead. For all others:
 1. Start at the medoid, the best data point. If it is optimal (Vardi and Zhang, 2000: the pull of the others does not
    exceed its own weight), it is the answer, exactly. Else their step leaves it and descends, so that no later iterate
    meets a data point and no distance needs an epsilon.
-2. Newton's method in the coefficients, safeguarded by Weiszfeld's step, until the gradient vanishes. It takes a few
-   steps where Weiszfeld alone may need thousands.
-3. A dual point proves how far from optimal the result can be at most; see `_certified_gap`.
+2. Weiszfeld's steps while each cuts the gradient to a third, then Newton's method in the coefficients, safeguarded by
+   them, until it vanishes. That takes a few steps where Weiszfeld alone may need thousands.
+3. A dual point proves how far from optimal the result can be at most; see `certificate`.
 
 Objective values are compared by differences of distances, each computed without cancellation, because a single huge
 update would otherwise drown what distinguishes the others. The steps run in NumPy, whose calls on tens of numbers cost
@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedeat.aggregation.certificate import beside, certified_gap, data_point_gap, paid_by_half
+from fedeat.aggregation.iterates import ROUNDING, State, iterate, newton_direction
 from fedeat.geometry.distances import (
     RESOLUTION,
     Matrix,
@@ -39,10 +41,9 @@ from fedeat.geometry.distances import (
 
 TOLERANCE = 1e-9
 """Certified relative gap at which a result counts as converged, unless told otherwise."""
-_ROUNDING = 2.0**-52
 _TIE = 1e-13
-_PROVEN = 1e-12
-"""Relative gap so small that no Newton step is spent on proving it smaller."""
+_CLOSE = 1e-3
+"""Slope from which on Newton's steps are the quicker ones wherever Weiszfeld's are quick too."""
 _OUTSIDE = 0.01
 """How far below zero a coefficient may fall on the way."""
 _NEAR = 1 + 1e-9
@@ -73,29 +74,6 @@ class ClientWeights:
     converged: bool = True
 
 
-@dataclass(frozen=True)
-class State:
-    """An iterate `y = sum_i c_i x_i` and what is derived from it.
-
-    Attributes:
-        coefficients: (n,) float64, c; they sum to one.
-        products: (n,) float64, K c.
-        square: c'K c.
-        radii: (n,) float64, distances of the updates from y.
-        pulls: (n,) float64, prior weight over distance.
-        step: (n,) float64, coefficients of Weiszfeld's step; they sum to zero.
-        slope: length of the gradient, in 0..1.
-    """
-
-    coefficients: Vector
-    products: Vector
-    square: float
-    radii: Vector
-    pulls: Vector
-    step: Vector
-    slope: float
-
-
 def geometric_median(
     gram: Tensor, prior_weights: Tensor, *, tolerance: float = TOLERANCE, max_iterations: int = 100
 ) -> ClientWeights:
@@ -111,13 +89,12 @@ def geometric_median(
         max_iterations: >= 1, most Newton or Weiszfeld steps.
     """
     counts = prior_weights > 0
-    everyone = bool(counts.all())
-    kept = slice(None) if everyone else torch.nonzero(counts).flatten()
-    prior = prior_weights[kept] / prior_weights[kept].sum()
     with np.errstate(all="ignore"):  # infinities are compared with, as torch would
+        if bool(counts.all()):
+            return _solve(gram, prior_weights / prior_weights.sum(), tolerance, max_iterations)
+        kept = torch.nonzero(counts).flatten()
+        prior = prior_weights[kept] / prior_weights[kept].sum()
         solution = _solve(gram[kept][:, kept], prior, tolerance, max_iterations)
-    if everyone:
-        return solution
     weights = torch.zeros_like(prior_weights)
     weights[kept] = solution.weights
     return replace(solution, weights=weights)
@@ -135,8 +112,7 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
         return away
     tried = {start}
     gram = recentred(products, start).numpy()
-    state = iterate(gram, prior, away)
-    iterations = 0
+    state, iterations = _approach(gram, prior, iterate(gram, prior, away), max_iterations)
     while iterations < max_iterations and state.slope > 1e-12:
         nearest = int(np.argmin(state.radii / prior))
         if nearest not in tried and float(np.sqrt(distances[nearest]) @ prior) <= float(prior @ state.radii) * _NEAR:
@@ -145,23 +121,8 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
             point = _at_data_point(gram, distances, prior, nearest, tolerance)
             if isinstance(point, ClientWeights) and point.converged:
                 return replace(point, iterations=iterations)
-        noise = 4 * _ROUNDING * float(prior @ np.minimum(state.radii, 2 * lower_median(state.radii)))
-        candidates = []
-        newton = newton_direction(gram, state)
-        if newton is not None:
-            moved = iterate(gram, prior, state.coefficients + newton * _stride(gram, prior, state, newton))
-            candidates = [_convex(gram, prior, moved)]
-        changes = [_change(gram, prior, state, other) for other in candidates]
-        if not candidates or changes[0] > noise or candidates[0].slope > state.slope / 2:
-            candidates.append(iterate(gram, prior, state.coefficients + state.step))
-            changes.append(_change(gram, prior, state, candidates[-1]))
-        best = min(range(len(candidates)), key=lambda index: changes[index])
-        if changes[0] <= changes[best] + noise and candidates[0].slope <= candidates[best].slope:
-            best = 0
+        state, finished = _following(gram, prior, state)
         iterations += 1
-        finished = changes[best] > -noise and candidates[best].slope > state.slope / 2
-        if not finished or candidates[best].slope < state.slope:
-            state = candidates[best]
         if finished:
             break
         if tolerance > 1e-6 and certified_gap(gram, prior, state)[0] <= tolerance:
@@ -171,6 +132,44 @@ def _solve(products: Tensor, weights: Tensor, tolerance: float, max_iterations: 
     coefficients = state.coefficients.copy()
     coefficients[start] += 1 - coefficients.sum()  # the products are about that update, so that this moves nothing
     return ClientWeights(torch.from_numpy(coefficients), iterations, objective, gap, majority_gap, gap <= tolerance)
+
+
+def _approach(gram: Matrix, prior: Vector, state: State, most: int) -> tuple[State, int]:
+    """The state after as many of Weiszfeld's steps as each cut the slope to a third, at most `most`, and their number.
+
+    They cost a fifth of Newton's.
+    """
+    for steps in range(most):
+        if state.slope <= _CLOSE:
+            return state, steps
+        following = iterate(gram, prior, state.coefficients + state.step)
+        if following.slope > state.slope / 3:
+            return state, steps
+        state = following
+    return state, most
+
+
+def _following(gram: Matrix, prior: Vector, state: State) -> tuple[State, bool]:
+    """The state after a step, and whether that was the last one, for want of digits.
+
+    The step is Newton's, or Weiszfeld's if that is better where Newton's does not descend or not halve the slope.
+    """
+    noise = 4 * ROUNDING * float(prior @ np.minimum(state.radii, 2 * lower_median(state.radii)))
+    candidates = []
+    direction = newton_direction(gram, state)
+    if direction is not None:
+        moved = iterate(gram, prior, state.coefficients + direction * _stride(gram, prior, state, direction))
+        candidates = [_convex(gram, prior, moved)]
+    changes = [_change(gram, prior, state, other) for other in candidates]
+    if not candidates or changes[0] > noise or candidates[0].slope > state.slope / 2:
+        candidates.append(iterate(gram, prior, state.coefficients + state.step))
+        changes.append(_change(gram, prior, state, candidates[-1]))
+    best = min(range(len(candidates)), key=lambda index: changes[index])
+    if changes[0] <= changes[best] + noise and candidates[0].slope <= candidates[best].slope:
+        best = 0
+    following = candidates[best]
+    finished = changes[best] > -noise and following.slope > state.slope / 2
+    return (state if finished and following.slope >= state.slope else following), finished
 
 
 def _on_a_line(gram: Matrix, prior: Vector, tolerance: float) -> ClientWeights | None:
@@ -187,7 +186,7 @@ def _on_a_line(gram: Matrix, prior: Vector, tolerance: float) -> ClientWeights |
         return None
     order = np.argsort(places, kind="stable")
     mass = np.cumsum(prior[order]) / prior.sum() - 0.5
-    slack = len(prior) * _ROUNDING
+    slack = len(prior) * ROUNDING
     low, high = (int(order[int(np.argmax(mass >= least))]) for least in (-slack, slack))
     weights = np.zeros_like(prior)
     weights[low] = 0.5
@@ -197,20 +196,23 @@ def _on_a_line(gram: Matrix, prior: Vector, tolerance: float) -> ClientWeights |
     aside = np.sqrt(2 * unseen)
     aside += max(aside[low], aside[high])
     aside[weights == 1] = 0.0
-    excess = _beside(prior, radii, aside**2)
-    paid = _paid_by_half(prior, radii) or objective
-    gap, majority_gap = (excess / part + 8 * _ROUNDING + slack for part in (objective, paid))
+    excess = beside(prior, radii, aside**2)
+    paid = paid_by_half(prior, radii) or objective
+    gap, majority_gap = (excess / part + 8 * ROUNDING + slack for part in (objective, paid))
     return ClientWeights(torch.from_numpy(weights), 0, objective, gap, majority_gap, gap <= tolerance)
 
 
 def _places(gram: Matrix, unseen: Vector) -> Vector | None:
     """Where along a line the updates lie, None where their squared distances from it are more than `unseen`."""
-    about = recentred(torch.from_numpy(gram), int(np.argmin(gram.diagonal()))).numpy()
-    squares = about.diagonal()
+    origin = int(np.argmin(gram.diagonal()))
+    column = gram[:, origin]
+    squares = gram.diagonal() - column - column + column[origin]
     farthest = int(np.argmax(squares))
     if not squares[farthest] > unseen[farthest]:
         return None
-    places: Vector = about[:, farthest] / math.sqrt(squares[farthest])
+    about = gram[:, farthest] - column - column[farthest] + column[origin]
+    about[origin] = 0.0
+    places: Vector = about / math.sqrt(squares[farthest])
     return places if (squares - places**2 <= unseen).all() else None
 
 
@@ -235,50 +237,11 @@ def _at_data_point(
             if ties.any():
                 other = int(np.argmax(np.where(ties, column, -1.0)))
                 weights[point], weights[other] = 0.5, 0.5
-        gap = _data_point_gap(gram, prior, point, radii, pulls, pull)
+        gap = data_point_gap(gram, prior, point, radii, pulls, pull)
         return ClientWeights(torch.from_numpy(weights), 0, objective, gap, gap, gap <= tolerance)
     share = mass / pull
     away: Vector = (1 - share) * pulls / pulls.sum() + share * np.where(same, prior, 0.0) / mass
     return away
-
-
-def _data_point_gap(gram: Matrix, prior: Vector, point: int, radii: Vector, pulls: Vector, pull: float) -> float:
-    """Proven bound of how far the objective at an update is above its minimum, relatively.
-
-    The others' pulls, and their sum scaled down to the weight of the update and its equals, are a dual point. What the
-    products cannot tell may lengthen that sum, or move the others, and equals, some way aside.
-    """
-    norms, same = np.maximum(gram.diagonal(), 0.0), radii == 0
-    unseen = RESOLUTION * (norms + norms[point])
-    unseen[point] = 0.0
-    mass, objective, alike = float(prior[same].sum()), float(radii @ prior), _beside(prior, radii, unseen * same)
-    if objective == 0:
-        return math.inf if alike > 0 else 0.0
-    longest = math.hypot(pull, float(pulls @ np.sqrt(unseen)))
-    missing, at_most = (1 - mass / max(total, mass) for total in (pull, longest))
-    aside = _beside(prior, radii, unseen * ~same) / objective
-    return min(at_most, missing + aside) + alike / objective + 8 * _ROUNDING
-
-
-def iterate(gram: Matrix, prior: Vector, coefficients: Vector, radii: Vector | None = None) -> State:
-    """The iterate of these coefficients; with distances that were measured, where the products are not as exact."""
-    products = gram @ coefficients
-    square = float(coefficients @ products)
-    if radii is None:
-        squares = gram.diagonal() - 2 * products + square
-        floor = 4 * _ROUNDING * gram.diagonal() + np.finfo(np.float64).tiny
-        radii = np.sqrt(np.maximum(squares, floor))
-    pulls = prior / radii
-    total = float(pulls.sum())
-    step = pulls / total - coefficients
-    slope = total * math.sqrt(max(0.0, float(step @ (gram @ step))))
-    return State(coefficients, products, square, radii, pulls, step, slope)
-
-
-def _beside(prior: Vector, radii: Vector, squares: Vector) -> float:
-    """What it may add to the objective that updates lie beside where they seem to, by up to the roots of `squares`."""
-    aside = np.minimum(np.sqrt(squares), squares / (2 * np.maximum(radii, np.finfo(np.float64).tiny)))
-    return float(prior @ aside)
 
 
 def _convex(gram: Matrix, prior: Vector, state: State) -> State:
@@ -292,29 +255,6 @@ def _convex(gram: Matrix, prior: Vector, state: State) -> State:
     return iterate(gram, prior, state.pulls / state.pulls.sum())
 
 
-def newton_direction(gram: Matrix, state: State) -> Vector | None:
-    """Coefficients, summing to zero, of the Newton step; None where the Hessian is singular.
-
-    The Hessian is `B (I - sum_i q_i^2 u_i u_i')` with unit vectors u_i towards the clients, B = sum of pulls and
-    q_i^2 = pull_i / B, so a step p obeys `p = step + sum_i q_i^2 <u_i, p> u_i`: n equations in t_i = <u_i, p>.
-    """
-    towards = (gram @ state.step - float(state.products @ state.step)) / state.radii
-    root = np.sqrt(state.pulls / state.pulls.sum())
-    scale = root / state.radii
-    centred = gram - state.products[:, None] - state.products[None, :] + state.square
-    system = centred * (-scale[:, None]) * scale[None, :]
-    np.fill_diagonal(system, 1 - root * root)
-    try:
-        solution = np.linalg.solve(system, root * towards)
-    except np.linalg.LinAlgError:
-        return None
-    if not np.isfinite(solution).all():
-        return None
-    along = root * solution / state.radii
-    direction: Vector = state.step + along - state.coefficients * along.sum()
-    return direction
-
-
 def _stride(gram: Matrix, prior: Vector, state: State, direction: Vector) -> float:
     """How many times a direction's length to go: 1 near the optimum, else the least objective along the line.
 
@@ -323,7 +263,7 @@ def _stride(gram: Matrix, prior: Vector, state: State, direction: Vector) -> flo
     products = gram @ direction
     length = float(direction @ products)
     along = products - float(state.coefficients @ products)
-    squares, floor = state.radii**2, 4 * _ROUNDING * state.radii**2
+    squares, floor = state.radii**2, 4 * ROUNDING * state.radii**2
 
     def slopes(strides: Vector) -> Vector:
         t = strides[:, None]
@@ -351,64 +291,3 @@ def _change(gram: Matrix, prior: Vector, old: State, new: State) -> float:
     length = float(move @ products)
     squares = length - 2 * (products - float(old.coefficients @ products))
     return float(prior @ (squares / (new.radii + old.radii)))
-
-
-def certified_gap(gram: Matrix, prior: Vector, state: State, noise: Vector | None = None) -> tuple[float, float]:
-    """Proven bounds of how far the objective is above its minimum: of it all, and of what the nearest half pays.
-
-    Any vectors u_i with |u_i| <= a_i and sum zero prove `minimum >= sum_i <u_i, x_i - y>`. Gradient terms g_i have the
-    right length but sum to the gradient s. Moving each along the Newton step p, at right angles to itself, cancels s to
-    first order: `u_i = theta (g_i - pull_i p_perp_i - a_i rho)` with the residual rho, and theta <= 1 makes them short
-    enough. The second bound is `minimum >= objective - |s| |y - y*|`, with y* no farther than the nearest clients of
-    more than half the weight allow.
-
-    Args:
-        gram: (n, n) inner products.
-        prior: (n,) prior weights, summing to one.
-        state: the result; its distances count as exact.
-        noise: (n,) lengths such that the product of two clients is wrong by no more than that of their lengths; none
-            where the products count as exact.
-    """
-    noise = np.zeros_like(prior) if noise is None else noise
-    objective = float(prior @ state.radii)
-    gaps = [_dual_gap(gram, prior, state, np.zeros_like(prior), noise)]
-    if gaps[0] > _PROVEN * objective:
-        newton = newton_direction(gram, state)
-        gaps += [] if newton is None else [_dual_gap(gram, prior, state, newton, noise)]
-    order = np.argsort(state.radii)
-    paid = np.cumsum((prior * state.radii)[order])
-    margin = 2 * np.cumsum(prior[order]) - 1
-    slope = math.hypot(state.slope, float(state.pulls.sum()) * float(np.abs(state.step) @ noise)) + 4 * _ROUNDING
-    bounds = np.where(margin > 1e-12, 2 * slope * paid / (margin + slope), np.inf)
-    nearest = _paid_by_half(prior, state.radii)
-    least = min(*gaps, float(bounds.min()))
-    return least / objective + 8 * _ROUNDING, least / nearest + 8 * _ROUNDING
-
-
-def _paid_by_half(prior: Vector, radii: Vector) -> float:
-    """What the nearest clients of more than half the weight add to the objective."""
-    order = np.argsort(radii)
-    return float((prior * radii)[order][: int(np.argmax(2 * np.cumsum(prior[order]) - 1 > 1e-12)) + 1].sum())
-
-
-def _dual_gap(gram: Matrix, prior: Vector, state: State, move: Vector, noise: Vector) -> float:
-    """Objective minus the dual value for the Newton step whose coefficients `move` sum to zero."""
-
-    def length(coefficients: Vector, products: Vector) -> float:
-        """The longest that a sum by coefficients that sum to zero may be."""
-        return math.sqrt(max(0.0, float(coefficients @ products)) + float(np.abs(coefficients) @ noise) ** 2)
-
-    products = gram @ move
-    along = (products - float(state.coefficients @ products)) / state.radii
-    # By how much that may be wrong: then the moves are not quite at right angles.
-    askew = (noise + float(np.abs(state.coefficients) @ noise)) * float(np.abs(move) @ noise) / state.radii
-    least = np.maximum(np.abs(along) - askew, 0.0)
-    sideways = np.maximum(length(move, products) ** 2 - least * least, 0.0)
-    turned = state.pulls * (1 + along / state.radii)
-    # rho = sum_i turned_i (x_i - y) - B p, as coefficients that sum to zero.
-    residual = turned - float(turned.sum()) * state.coefficients - float(state.pulls.sum()) * move
-    residue = length(residual, gram @ residual)
-    shrink = 1 / (math.sqrt(float(((1 + askew / state.radii) ** 2 + sideways / state.radii**2).max())) + residue)
-    offset = prior - state.coefficients
-    distance = length(offset, gram @ offset)
-    return float(prior @ state.radii) * (1 - shrink) + shrink * (residue * distance + float(prior @ askew))

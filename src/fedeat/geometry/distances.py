@@ -7,7 +7,7 @@ resolve counts as zero where equality matters, and as large as it may be where a
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+Numbers = TypeVar("Numbers", Vector, Matrix)
 
 RESOLUTION = 2.0**-49
 """Squared distances below this part of the squared norms they come from cannot be told from zero."""
@@ -25,8 +26,9 @@ def squared_distances(gram: Tensor) -> Tensor:
 
     What is below the rounding of the inner products counts as zero, so that equal updates are at distance zero.
     """
-    distances, sums = _unresolved(gram.numpy())
-    return torch.from_numpy(_resolved(distances, sums))
+    distances = _resolved(*_unresolved(gram.numpy()))
+    np.fill_diagonal(distances, 0.0)
+    return torch.from_numpy(distances)
 
 
 def recentred(gram: Tensor, centre: int) -> Tensor:
@@ -60,7 +62,8 @@ def cancellation(gram: Tensor, prior_weights: Tensor) -> tuple[float, int]:
     products, prior = gram.numpy(), prior_weights.numpy()
     unresolved, sums = _unresolved(products)
     centre = _medoid(unresolved, sums, prior)
-    distances = _resolved(unresolved, sums)[:, centre]
+    distances = _resolved(unresolved[:, centre], sums[:, centre])
+    distances[centre] = 0.0
     order = np.argsort(distances, kind="stable")
     mass = np.cumsum(prior[order])
     near = order[: int((mass <= mass[-1] / 2).sum()) + 1]
@@ -84,9 +87,8 @@ def _unresolved(products: Matrix) -> tuple[Matrix, Matrix]:
     return sums - 2 * products, sums
 
 
-def _resolved(distances: Matrix, sums: Matrix) -> Matrix:
-    told: Matrix = np.where(distances <= RESOLUTION * sums, 0.0, distances)
-    np.fill_diagonal(told, 0.0)
+def _resolved(distances: Numbers, sums: Numbers) -> Numbers:
+    told: Numbers = np.where(distances <= RESOLUTION * sums, 0.0, distances)
     return told
 
 

@@ -31,13 +31,12 @@ def distances_from_sum(source: UpdateSource, weights: Tensor) -> tuple[Tensor, T
     """
     squares = torch.zeros(len(weights), dtype=torch.float64, device=source.device)
     norms, along, square = torch.zeros_like(squares), torch.zeros_like(squares), torch.zeros_like(squares[0])
-    factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
     result = Assembly(source)
     for segments, piece in pieces(source):
         if isinstance(piece, Stretches):
-            products.distances(piece, factors[torch.float32], result.parts(segments), squares)
+            products.distances(piece, weights, result.parts(segments), squares)
         else:
-            point = torch.mv(piece.T, factors[piece.dtype])
+            point = torch.mv(piece.T, weights.to(piece.device, piece.dtype))
             result.write(segments, point)
             along += torch.mv(piece, point)
             norms += torch.linalg.vector_norm(piece, dim=1).double() ** 2
@@ -47,6 +46,6 @@ def distances_from_sum(source: UpdateSource, weights: Tensor) -> tuple[Tensor, T
         squares.zero_()
         expanded.zero_()
         for _, block in blocks(source):
-            away = block - torch.mv(block.T, factors[block.dtype])
+            away = block - torch.mv(block.T, weights.to(block.device, block.dtype))
             squares += torch.linalg.vector_norm(away, dim=1).double() ** 2
     return (squares + expanded).sqrt().cpu(), result.value()

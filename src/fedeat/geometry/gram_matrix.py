@@ -187,16 +187,15 @@ def combine(
         source, weights = source.select(chosen), weights[chosen]
     outlandish = not all(1e-30 <= abs(numbers[client]) <= 1e30 for client in chosen)
     double = double or outlandish or sum(spec.numel for spec in layout.values()) * len(source.labels) <= SMALL
-    factors = {dtype: weights.to(source.device, dtype) for dtype in (torch.float32, torch.float64)}
     result = Assembly(source)
     read = pieces if centre is None else blocks
     for segments, piece in read(source, double=double):
         if isinstance(piece, Stretches):
-            products.combine(piece, factors[torch.float32], result.parts(segments))
+            products.combine(piece, weights, result.parts(segments))
         else:
             base = 0.0 if centre is None else piece[centre]
             away = piece if centre is None else piece - base
-            result.write(segments, base + torch.mv(away.T, factors[piece.dtype]))
+            result.write(segments, base + torch.mv(away.T, weights.to(piece.device, piece.dtype)))
     return result.value()
 
 
@@ -208,11 +207,11 @@ def _read(source: UpdateSource, centre: int | None, double: bool, scale: float, 
 
 def _finite(source: UpdateSource, found: Geometry, prior_weights: Tensor, coordinates: int) -> Geometry:
     """The geometry, read again in float64 or in another scale where products left the range of their dtype."""
-    norms, prior = found.gram.diagonal().numpy(), prior_weights.numpy()
+    norms, prior = found.gram.numpy().diagonal(), prior_weights.numpy()
     broken = np.flatnonzero(~np.isfinite(norms)).tolist()
     require_finite(source, broken)
     if found.rounding == _FLOAT32_ROUNDING:
-        tiny = float(prior @ (norms < coordinates * 1e-32)) >= 0.3 * float(prior.sum())
+        tiny = float(prior[norms < coordinates * 1e-32].sum()) >= 0.3 * float(prior.sum())
         if broken or tiny:
             found = _read(source, found.centre, True, 1.0, found.passes)
             return _finite(source, found, prior_weights, coordinates)

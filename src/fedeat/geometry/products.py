@@ -140,10 +140,10 @@ def combine(rows: Stretches, weights: Tensor, out: Sequence[Tensor]) -> None:
 
     Args:
         rows: coordinates of n clients.
-        weights: (n,) float32.
+        weights: (n,), taken as float32.
         out: a vector for each stretch, float32 without gaps, written to.
     """
-    factors = weights.contiguous()
+    factors = weights.to("cpu", torch.float32).contiguous()
 
     def write(share: Stretches) -> None:
         _products.combine(share.addresses, share.lengths, factors.data_ptr())
@@ -156,11 +156,11 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
 
     Args:
         rows: coordinates of n clients.
-        weights: (n,) float32.
+        weights: (n,), taken as float32.
         out: a vector for each stretch, float32 without gaps, written to.
         squares: (n,) float64, added to.
     """
-    factors = weights.contiguous()
+    factors = weights.to("cpu", torch.float32).contiguous()
 
     def add(share: Stretches, found: Tensor) -> None:
         _products.distances(share.addresses, share.lengths, factors.data_ptr(), _CHUNK, found.data_ptr())
@@ -170,8 +170,8 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
 
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle, in main memory."""
-    upper = upper.cpu()
-    return upper.triu() + upper.triu(1).T
+    found = upper.cpu().numpy()
+    return torch.from_numpy(np.where(np.tri(len(found), k=-1, dtype=bool), found.T, found))
 
 
 def length(piece: Piece) -> int:
