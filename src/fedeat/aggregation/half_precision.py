@@ -57,9 +57,9 @@ def half_precision_median(
         coordinates, updates that are not finite, out of range, on one line, or much longer than their differences, or
         an optimum at one client's update.
     """
-    coordinates = sum(spec.numel for spec in source.layout.values())
-    if not _pays(source, coordinates):
+    if not _pays(source):
         return None
+    coordinates = sum(spec.numel for spec in source.layout.values())
     ratio, middle = sampled_cancellation(source, prior_weights)
     if ratio > _CANCELLATION:
         return None
@@ -89,8 +89,12 @@ def half_precision_median(
     return None
 
 
-def _pays(source: UpdateSource, coordinates: int) -> bool:
+def _pays(source: UpdateSource) -> bool:
     """Whether the processor forms these products faster in half precision, and there is time to save."""
-    singles = all(spec.dtype != torch.float64 for spec in source.layout.values())
-    many = len(source.labels) >= _LEAST_CLIENTS and coordinates >= _LEAST_COORDINATES
-    return products.HALF_PRECISION and many and singles and source.device.type == "cpu"
+    return (
+        products.HALF_PRECISION
+        and len(source.labels) >= _LEAST_CLIENTS
+        and sum(spec.numel for spec in source.layout.values()) >= _LEAST_COORDINATES
+        and all(spec.dtype != torch.float64 for spec in source.layout.values())
+        and source.device.type == "cpu"
+    )

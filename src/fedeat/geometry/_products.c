@@ -28,6 +28,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define CACHED_BYTES (512 << 10) /* that stay in the second cache between being written or read and being used */
+#define SHORT 256                /* columns of which the first cache holds the rows of three tiles */
 #define FEW 12                   /* rows that are added up side by side where there are no more */
 #define GROUP 8                  /* rows that are added up side by side */
 #define AHEAD 2048               /* columns that a row is fetched ahead where it is read twice, chunk by chunk */
@@ -59,19 +60,24 @@ INLINE float lane_sum(const void *vector, size_t bytes)
 /* Defines NAME(rows, n, columns, chunk, total): adds <rows[i], rows[j]>, i <= j, to total[i * n + j].
  *
  * WIDTH: bytes of a vector. T: rows of a tile, such that T * T sums and T + 1 operands fit into the registers.
+ *
+ * Rows of three tiles are read by short columns that the first cache holds until all have passed: the processor fetches
+ * them by itself, and sums wait in memory from one column to the next. All others have columns as long as a sum in
+ * float32 may be, of which the next are fetched to the second cache while a tile is worked on.
  */
 #define DEFINE_PRODUCTS(NAME, TARGET, WIDTH, T)                                                                        \
     typedef float NAME##_vector __attribute__((vector_size(WIDTH), aligned(4), may_alias));                            \
                                                                                                                        \
-    /* A tile on the diagonal, where a is b, has no use for what lies below. */                                        \
+    /* Adds to sums, or begins them. A tile on the diagonal, where a is b, has no use for what lies below. */          \
     TARGET INLINE void NAME##_tile(int diagonal, const float *const a[T], const float *const b[T], size_t begin,       \
-                                   size_t end, const float *const *ahead, size_t aheads, float out[T][T])              \
+                                   size_t end, const float *const *ahead, size_t aheads, int first,                    \
+                                   NAME##_vector sums[T][T])                                                           \
     {                                                                                                                  \
         const size_t lanes = WIDTH / sizeof(float);                                                                    \
         NAME##_vector sum[T][T]; /* no pointer to any of it is taken, or it would not stay in registers */             \
-        size_t k = begin;                                                                                              \
-        UNROLL for (int i = 0; i < T; i++) UNROLL for (int j = 0; j < T; j++) sum[i][j] = (NAME##_vector){0};          \
-        for (; k + lanes <= end; k += lanes) {                                                                         \
+        UNROLL for (int i = 0; i < T; i++)                                                                             \
+            UNROLL for (int j = 0; j < T; j++) sum[i][j] = first ? (NAME##_vector){0} : sums[i][j];                    \
+        for (size_t k = begin; k < end; k += lanes) {                                                                  \
             for (size_t p = 0; p < aheads; p++) __builtin_prefetch(ahead[p] + k, 0, 2);                                \
             NAME##_vector left[T];                                                                                     \
             UNROLL for (int i = 0; i < T; i++) left[i] = *(const NAME##_vector *)(a[i] + k);                           \
@@ -80,40 +86,48 @@ INLINE float lane_sum(const void *vector, size_t bytes)
                 UNROLL for (int i = 0; i < T; i++) if (!diagonal || i <= j) sum[i][j] += left[i] * right;              \
             }                                                                                                          \
         }                                                                                                              \
-        UNROLL for (int i = 0; i < T; i++) {                                                                           \
-            UNROLL for (int j = 0; j < T; j++) {                                                                       \
-                NAME##_vector one = sum[i][j];                                                                         \
-                if (!diagonal || i <= j) out[i][j] = lane_sum(&one, WIDTH);                                            \
+        UNROLL for (int i = 0; i < T; i++)                                                                             \
+            UNROLL for (int j = 0; j < T; j++) if (!diagonal || i <= j) sums[i][j] = sum[i][j];                        \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* Adds a tile's sums, and products of coordinates begin to end, which fill no vector, to its place in total. */   \
+    TARGET INLINE void NAME##_settle(NAME##_vector sums[T][T], const float *const a[T], const float *const b[T],       \
+                                     size_t begin, size_t end, size_t i, size_t j, size_t n, double *total)            \
+    {                                                                                                                  \
+        for (size_t s = 0; s < T && i + s < n; s++) {                                                                  \
+            for (size_t t = i == j ? s : 0; t < T && j + t < n; t++) {                                                 \
+                float part = lane_sum(&sums[s][t], WIDTH);                                                             \
+                for (size_t k = begin; k < end; k++) part += a[s][k] * b[t][k];                                        \
+                total[(i + s) * n + j + t] += part;                                                                    \
             }                                                                                                          \
         }                                                                                                              \
-        for (; k < end; k++)                                                                                           \
-            for (int i = 0; i < T; i++)                                                                                \
-                for (int j = diagonal ? i : 0; j < T; j++) out[i][j] += a[i][k] * b[j][k];                             \
     }                                                                                                                  \
                                                                                                                        \
     TARGET static void NAME(const float *const *rows, size_t n, size_t columns, size_t chunk, double *total)           \
     {                                                                                                                  \
-        size_t tiles = ((n + T - 1) / T) * ((n + T - 1) / T + 1) / 2, most = (n + tiles - 1) / tiles;                  \
+        const size_t lanes = WIDTH / sizeof(float), strips = (n + T - 1) / T, tiles = strips * (strips + 1) / 2;       \
+        const size_t three = strips == 2, column = three ? SHORT : chunk, most = three ? 0 : (n + tiles - 1) / tiles;  \
         for (size_t begin = 0; begin < columns; begin += chunk) {                                                      \
             size_t end = columns - begin < chunk ? columns : begin + chunk, next = end < columns ? 0 : n;              \
-            for (size_t i = 0; i < n; i += T) {                                                                        \
-                for (size_t j = i; j < n; j += T) {                                                                    \
-                    const float *a[T], *b[T], *ahead[T];                                                               \
-                    float part[T][T];                                                                                  \
-                    size_t aheads = 0;                                                                                 \
-                    for (size_t t = 0; t < T; t++) { /* a tile that sticks out repeats a row, and is cut below */      \
-                        a[t] = rows[i + t < n ? i + t : i];                                                            \
-                        b[t] = rows[j + t < n ? j + t : j];                                                            \
+            size_t whole = begin + (end - begin) / lanes * lanes;                                                      \
+            NAME##_vector sums[3][T][T]; /* of three tiles, or of the one that is worked on */                         \
+            for (size_t from = begin; from == begin || from < whole; from += column) {                                 \
+                size_t to = whole - from < column ? whole : from + column, tile = 0;                                   \
+                for (size_t i = 0; i < n; i += T) {                                                                    \
+                    for (size_t j = i; j < n; j += T, tile += three) {                                                 \
+                        const float *a[T], *b[T], *ahead[T];                                                           \
+                        size_t aheads = 0;                                                                             \
+                        for (size_t t = 0; t < T; t++) { /* one that sticks out repeats a row, and is cut off later */ \
+                            a[t] = rows[i + t < n ? i + t : i];                                                        \
+                            b[t] = rows[j + t < n ? j + t : j];                                                        \
+                        }                                                                                              \
+                        while (aheads < most && next < n) ahead[aheads++] = rows[next++] + chunk; /* may miss */       \
+                        if (i == j)                                                                                    \
+                            NAME##_tile(1, a, a, from, to, ahead, aheads, from == begin, sums[tile]);                  \
+                        else                                                                                           \
+                            NAME##_tile(0, a, b, from, to, ahead, aheads, from == begin, sums[tile]);                  \
+                        if (to == whole) NAME##_settle(sums[tile], a, b, whole, end, i, j, n, total);                  \
                     }                                                                                                  \
-                    /* While a tile is worked on, the next chunk of some rows is fetched: a hint, which may miss. */   \
-                    while (aheads < most && next < n) ahead[aheads++] = rows[next++] + chunk;                          \
-                    if (i == j)                                                                                        \
-                        NAME##_tile(1, a, a, begin, end, ahead, aheads, part);                                         \
-                    else                                                                                               \
-                        NAME##_tile(0, a, b, begin, end, ahead, aheads, part);                                         \
-                    for (size_t s = 0; s < T && i + s < n; s++)                                                        \
-                        for (size_t t = i == j ? s : 0; t < T && j + t < n; t++)                                       \
-                            total[(i + s) * n + j + t] += part[s][t];                                                  \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \

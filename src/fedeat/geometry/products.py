@@ -7,6 +7,7 @@ The two differ in last bits.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,13 @@ def distances(rows: Stretches, weights: Tensor, out: Sequence[Tensor], squares: 
 def mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle, in main memory."""
     found = upper.cpu().numpy()
-    return torch.from_numpy(np.where(np.tri(len(found), k=-1, dtype=bool), found.T, found))
+    return torch.from_numpy(np.where(_below(len(found)), found.T, found))
+
+
+@functools.lru_cache(maxsize=8)
+def _below(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Where a square matrix is below its diagonal."""
+    return np.tri(count, k=-1, dtype=bool)
 
 
 def length(piece: Piece) -> int:
