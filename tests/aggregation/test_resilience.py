@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import pytest
 import torch
 
-from fedeat.aggregation import aggregate, tolerates, turning_share
+from fedeat.aggregation import aggregate, resting_place, tolerates, turning_share
 from fedeat.aggregation.coordinatewise import coordinate_median, trimmed_mean
 from fedeat.aggregation.preaggregation import (
     adaptive_clipping,
@@ -109,8 +108,7 @@ def test_attackers_of_one_mind_turn_the_median_around_from_the_share_that_is_tol
         away[:, 0] = -distance
         result = aggregate(torch.cat([_around_a_mean(honest, spread), away]))
         share = attackers / clients
-        pull = share / (1 - share)
-        assert float(result.value[0]) == pytest.approx(1 - spread * pull / math.sqrt(1 - pull**2), abs=1e-6)
+        assert float(result.value[0]) == pytest.approx(resting_place(share, spread), abs=1e-6)
         assert result.value[1:].norm() < 1e-6
         assert share == pytest.approx(threshold) or (float(result.value[0]) < 0) == (share > threshold)
 

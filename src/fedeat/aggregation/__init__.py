@@ -4,7 +4,7 @@ pipeline         updates and a rule in, one update and the record of how it came
 spaces           one group of tensors, decided and combined: as they are, as LoRA products, or coordinate by coordinate
 weighing         a rule's decision on inner products, and what their rounding may have cost
 rules            mean, Krum, clipping and others on the Gram matrix
-weiszfeld        the geometric median, certified; `smoothed` is RFA's
+weiszfeld        the geometric median by `iterates`, proved by a `certificate`; `smoothed` is RFA's
 half_precision   the same for many clients, by products of rounded updates; `sampling` by a part of the coordinates,
                  without a certificate; both by `rough_products` and exact distances
 coordinatewise   rules that act on each coordinate by itself; `sorting` finds their order statistics
@@ -24,7 +24,7 @@ from fedeat.aggregation.preaggregation import (
     nearest_neighbour_mixing,
     norm_clipping,
 )
-from fedeat.aggregation.resilience import AnyRule, tolerates, turning_share
+from fedeat.aggregation.resilience import AnyRule, resting_place, tolerates, turning_share
 from fedeat.aggregation.rules import (
     Rule,
     centred_clipping,
@@ -64,6 +64,7 @@ __all__ = [
     "nearest_neighbour_mixing",
     "norm_clipping",
     "norm_filter",
+    "resting_place",
     "secure_geometric_median",
     "secure_mean",
     "sketch",

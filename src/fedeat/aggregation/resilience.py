@@ -71,9 +71,8 @@ def turning_share(spread: float) -> float:
     """Share of attackers of one mind from which on they turn the geometric median back against the honest mean.
 
     Anywhere opposite to the honest mean, near or far, they pull the median by their share a; honest updates pull the
-    other way by no more than the cosine between them and their mean. Where they differ from it at right angles and by
-    one length, as in many dimensions they nearly do, the median rests at `1 - spread * b / sqrt(1 - b^2)` times the
-    mean, with `b = a / (1 - a)`, which falls below zero at `a = 1 / (1 + sqrt(1 + spread^2))`.
+    other way by no more than the cosine between them and their mean: `resting_place` falls below zero from
+    `a = 1 / (1 + sqrt(1 + spread^2))` on.
 
     Args:
         spread: >= 0, root mean square distance of the honest updates from their mean, over the mean's length.
@@ -82,6 +81,23 @@ def turning_share(spread: float) -> float:
         In (0, 0.5]: one half where honest updates agree, the rule's breakdown point.
     """
     return 1 / (1 + math.hypot(1.0, spread))
+
+
+def resting_place(share: float, spread: float) -> float:
+    """Where attackers of one mind, opposite to the honest mean, leave the geometric median, in lengths of that mean.
+
+    `1 - spread * b / sqrt(1 - b^2)` with `b = share / (1 - share)`, where honest updates differ from their mean at
+    right angles and by one length, as in many dimensions they nearly do, and the attackers stand beyond the median.
+
+    Args:
+        share: of the attackers, in [0, 0.5).
+        spread: as `turning_share` takes it.
+
+    Returns:
+        1 for the honest mean, 0 for no step at all, below zero for a step back.
+    """
+    pull = share / (1 - share)
+    return 1 - spread * pull / math.sqrt(1 - pull**2)
 
 
 def shift_invariant(rule: AnyRule) -> bool:
