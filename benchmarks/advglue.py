@@ -10,7 +10,8 @@
 
 First the base model (`public_base`; a language model comes from scripts/train_base_model.py), then `fedeat compare` of
 the study's files under configs/real. What was killed goes on where it stopped, cells that another study ran in the same
-OUT are not run again, and the page is written from whatever runs are finished.
+OUT are not run again, and the page is written from whatever runs are finished. The records beside a page hold all of
+its runs but the weights; --records puts them back, on any machine, to make the page again or to go on from there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import advglue_page
+import advglue_records
 import public_base
 from advglue_page import ATTACKS, METHODS, TASKS
 
@@ -80,25 +82,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, help="of the study `attacks`; default all")
     parser.add_argument("--processes", type=int, default=1, help="cells run side by side; 0 is one a core")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every configuration")
-    parser.add_argument("--results", type=Path, help="where the page, .csv and .json go; OUT where not given")
+    parser.add_argument("--results", type=Path, help="where the page and what belongs to it go; OUT where not given")
+    parser.add_argument("--records", nargs="+", type=Path, default=[], help="of a page's runs, to begin with: .tar.xz")
     parser.add_argument("--page", help="name of the page of a part of a study; by default the study's")
     parser.add_argument("--tables-only", action="store_true", help="run nothing; the page from the finished runs")
     parser.add_argument("--adapters", type=Path, help="copy the attack-free adapters of the first seed there")
     given = parser.parse_args(arguments)
     study = STUDIES[given.study]
     files = [name for name in study.files if not given.tasks or name.removeprefix("lm-") in (*given.tasks, given.study)]
+    places = {given.out: study.root.rstrip("/"), given.shared: "../shared"}
+    for file in given.records:
+        print(f"{file}: {advglue_records.unpack(file, given.out, places)} runs that were not there")
     if not given.tables_only:
         prepare(given.study, given.shared, given.out)
         for name in files:
             _compare(name, load(name, given, study), given.out / name)
     finished = [given.out / name for name in files if (given.out / name / "runs").is_dir()]
     target = (given.results or given.out) / f"{given.page or given.study}.md"
-    page = advglue_page.write(given.study, finished, given.out, target, given.attacks)
+    page = advglue_page.write(given.study, finished, given.out, target, given.attacks, places)
     if given.adapters is not None:
         for directory in finished:
             release(directory, study.root + "base", given.adapters / directory.name)
     print(page.read_text(encoding="utf-8").partition(advglue_page.READING)[0])
-    print(f"Written: {page}, .csv, .json")
+    print(f"Written: {page}, .csv, .json, {advglue_records.ENDING}")
 
 
 def prepare(study: str, shared: Path, out: Path) -> None:

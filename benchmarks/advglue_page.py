@@ -10,12 +10,13 @@ import json
 import math
 import shlex
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import advglue_records
+import advglue_seeds
 import advglue_spread
 
 from fedeat.records import write_text
@@ -72,8 +73,15 @@ TITLES = {
 }
 
 
-def write(study: str, directories: Sequence[Path], out: Path, page: Path, attacks: Sequence[str] | None) -> Path:
-    """Writes a page, and .csv and .json beside it, from the finished runs of the directories.
+def write(
+    study: str,
+    directories: Sequence[Path],
+    out: Path,
+    page: Path,
+    attacks: Sequence[str] | None,
+    places: Mapping[Path, str],
+) -> Path:
+    """Writes a page, and beside it .csv, .json and the records, from the finished runs of the directories.
 
     Args:
         study: its name.
@@ -81,11 +89,13 @@ def write(study: str, directories: Sequence[Path], out: Path, page: Path, attack
         out: holds the base's record.
         page: its path, which ends in .md; made with its folder. One that has not the study's name is of a part of it.
         attacks: the study's conditions are those with these attacks; None for its own.
+        places: directory -> what it is called in the records.
 
     Returns:
         The path of the page.
     """
-    records = _of_study(study, merge([read_records(path) for path in directories]), attacks) if directories else None
+    parts = [_of_study(study, read_records(path), attacks) for path in directories]
+    records = merge(parts) if parts else None
     if records is None or not any(run.rows for run in records.runs):
         sys.exit(f"{out} holds no finished run of this study.")
     tables = result_tables(records.rows, compare_runs(records.rows, records.runs))
@@ -107,6 +117,14 @@ def write(study: str, directories: Sequence[Path], out: Path, page: Path, attack
     }
     page.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     page.with_suffix(".csv").write_text(table_csv(tables), encoding="utf-8")
+    runs = [
+        path / "runs" / run.name
+        for path, part in zip(directories, parts, strict=True)
+        for run in (*part.runs, *part.base)
+        if run.rows
+    ]
+    beside = [out / "base" / _base_record(study), *(path / "environment.json" for path in directories)]
+    advglue_records.pack(page.with_suffix(advglue_records.ENDING), out, runs, beside, places)
     before = page.read_text(encoding="utf-8").partition(READING) if page.is_file() else ("", READING, "")
     # In one step: what a person wrote under "Reading" is nowhere else.
     write_text(page, _page(study, page.stem, records, tables, base) + READING + before[2])
@@ -123,12 +141,7 @@ def _of_study(study: str, records: Records, attacks: Sequence[str] | None) -> Re
             study == "attacks" or of.method in (*METHODS, "base")
         )
 
-    return Records(
-        rows=tuple(filter(belongs, records.rows)),
-        runs=tuple(filter(belongs, records.runs)),
-        environment=records.environment,
-        base=records.base,
-    )
+    return replace(records, rows=tuple(filter(belongs, records.rows)), runs=tuple(filter(belongs, records.runs)))
 
 
 def _page(study: str, name: str, records: Records, tables: Sequence[ResultTable], base: Mapping[str, Any]) -> str:
@@ -139,8 +152,8 @@ def _page(study: str, name: str, records: Records, tables: Sequence[ResultTable]
     several = len(tables) > FEW
     parts = [
         f"# {title}",
-        _wrapped(f"{setting} {_about_base(study, base)}"),
-        _wrapped(
+        markdown.paragraph(f"{setting} {_about_base(study, base)}"),
+        markdown.paragraph(
             "Accuracy: GLUE dev rows, a fixed random sample of at most 400 where a task has more than a thousand; for "
             "mnli-mm the distinct AdvGLUE originals. ASR: AdvGLUE pairs wrong on the modified text over those right on "
             "the original, counts summed over seeds; all pairs of the AdvGLUE dev set that have an original. All in "
@@ -162,6 +175,9 @@ def _page(study: str, name: str, records: Records, tables: Sequence[ResultTable]
     backdoors = _backdoors(records)
     if backdoors:
         parts += ["## The backdoor", backdoors]
+    seeds = advglue_seeds.section(records) if study == "attacks" else ""
+    if seeds:
+        parts += ["## Seed by seed", seeds]
     spreads = advglue_spread.section(records) if study == "attacks" else ""
     if spreads:
         parts += ["## How far apart honest updates are", spreads]
@@ -266,7 +282,8 @@ def _made(study: str, name: str, records: Records, base: Mapping[str, Any]) -> s
         f"{len(finished)} runs; training took {min(seconds):.0f} to {max(seconds):.0f} s a run, "
         f"{sum(seconds) / 60:.0f} minutes together, on a machine shared with other jobs.{unfinished} Each run's "
         f"seconds, counts, histograms and tests are in [{name}.json]({name}.json), the cells in "
-        f"[{name}.csv]({name}.csv).",
+        f"[{name}.csv]({name}.csv), its configuration, rounds and answers in [{name}.tar.xz]({name}.tar.xz), of "
+        "which `--records` makes this page again.",
     ]
     if study != "language-model":
         lines.append(f"The base took {base['seconds'] / 60:.0f} minutes.")
@@ -283,11 +300,7 @@ def _made(study: str, name: str, records: Records, base: Mapping[str, Any]) -> s
             "How mixed the honest clients' labels are under attack (0: one label each, 1: evenly mixed), and the "
             f"malicious clients' share of the rows, means over runs: {'; '.join(words)}."
         )
-    return "\n".join(_wrapped(line, initial_indent="- ", subsequent_indent="  ") for line in lines)
-
-
-def _wrapped(text: str, **indents: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False, **indents)
+    return "\n".join(map(markdown.list_item, lines))
 
 
 def seconds_of(run: Run) -> float:

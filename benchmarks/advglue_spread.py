@@ -7,11 +7,11 @@ how far they lie from it.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedeat.aggregation import turning_share
+from fedeat.aggregation import resting_place, turning_share
+from fedeat.report import markdown
 from fedeat.report.reading import Records, Run
 from fedeat.report.tables import percent
 
@@ -42,16 +42,14 @@ def section(records: Records) -> str:
         if shared:
             cells = [_spread_cells([by[seed] for seed in shared]) for by in (plain, trained)]
             more = sum(fmean(trained[seed]) > fmean(plain[seed]) for seed in shared)
-            columns = [task, cells[0][0], cells[1][0], f"{more} of {len(shared)}", cells[0][1], cells[1][1]]
-            lines.append(f"| {' | '.join(columns)} |")
+            lines.append([task, cells[0][0], cells[1][0], f"{more} of {len(shared)}", cells[0][1], cells[1][1]])
     if not lines:
         return ""
-    head = "| | FedAvg | EAT | EAT farther apart | FedAvg, turned from | EAT, turned from |"
-    parts = ["\n".join([_wrapped(_SPREAD), "", head, "| --- | ---: | ---: | ---: | ---: | ---: |", *lines])]
+    head = ["", "FedAvg", "EAT", "EAT farther apart", "FedAvg, turned from", "EAT, turned from"]
+    parts = [markdown.paragraph(_SPREAD), markdown.grid(head, lines)]
     steps = _first_steps(records)
     if steps:
-        head = "| | by the formula | measured |\n| --- | ---: | ---: |"
-        parts.append("\n".join([_wrapped(_FIRST_STEP), "", head, *steps]))
+        parts += [markdown.paragraph(_FIRST_STEP), markdown.grid(["", "by the formula", "measured"], steps)]
     return "\n\n".join(parts)
 
 
@@ -71,7 +69,7 @@ def spreads(run: Run) -> list[float]:
     ]
 
 
-def _first_steps(records: Records) -> list[str]:
+def _first_steps(records: Records) -> list[list[str]]:
     """What attackers who know the rule leave of the median's first step, a line a task."""
     found: dict[str, list[tuple[float, float]]] = {}
     calm = {
@@ -84,15 +82,10 @@ def _first_steps(records: Records) -> list[str]:
         if undisturbed is None or (run.method, run.condition.attack) != ("gm", "adaptive"):
             continue
         first = run.rounds[0]
-        malicious = len(first["malicious"])
-        pull = malicious / (len(first["cohort"]) - malicious)
-        told = 1 - spreads(undisturbed)[0] * pull / math.sqrt(1 - pull**2)
+        told = resting_place(len(first["malicious"]) / len(first["cohort"]), spreads(undisturbed)[0])
         seen = float(first["update_norm"]) / float(undisturbed.rounds[0]["update_norm"])
         found.setdefault(run.rows[0].task, []).append((told, seen))
-    return [
-        f"| {task} | {' | '.join(_with_range(column) for column in zip(*pairs, strict=True))} |"
-        for task, pairs in found.items()
-    ]
+    return [[task, *map(_with_range, zip(*pairs, strict=True))] for task, pairs in found.items()]
 
 
 def _spread_cells(runs: Sequence[Sequence[float]]) -> tuple[str, str]:
@@ -104,7 +97,3 @@ def _spread_cells(runs: Sequence[Sequence[float]]) -> tuple[str, str]:
 
 def _with_range(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)

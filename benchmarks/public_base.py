@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="where base/ and data/ are written")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if (given.out / "base" / "public_base.json").is_file():
+    # A page's records bring the first of the two along, not the second.
+    if all((given.out / "base" / name).is_file() for name in ("public_base.json", "model.safetensors")):
         print(f"{given.out / 'base'} is there already.")
         return
     tune(given.shared, given.out)

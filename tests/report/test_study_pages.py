@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import lzma
 import math
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,65 @@ def test_a_page_is_made_of_what_is_finished_and_keeps_its_reading(advglue: Any, 
     assert text.startswith("# Sign flip, 30 % malicious clients\n")
     assert "--attacks sign_flip --seeds 0 1 --results docs/results --page signs\n" in text
     assert "[signs.json](signs.json)" in text.replace("\n  ", " ")
+
+
+def test_the_records_beside_a_page_make_it_again(advglue: Any, out: Path, tmp_path: Path) -> None:
+    """On another machine, where nothing was trained and the study lies elsewhere."""
+    for file in out.glob("*/runs/*/config.toml"):
+        file.write_text(file.read_text() + f'\n[model]\nname = "{out}/base"\n')
+    command = ["--study", "attacks", "--tables-only", "--shared", "none", "--out"]
+    advglue.main([*command, str(out), "--results", str(tmp_path / "docs")])
+    records = tmp_path / "docs" / "attacks.tar.xz"
+    other = tmp_path / "other"
+    advglue.main([*command, str(other), "--results", str(tmp_path / "again"), "--records", str(records)])
+    for name in ("attacks.csv", "attacks.json"):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "docs" / name).read_text()
+    assert records.read_bytes() == (tmp_path / "again" / "attacks.tar.xz").read_bytes()
+    first, second = ((tmp_path / place / "attacks.md").read_text().split() for place in ("docs", "again"))
+    assert " ".join(second) == " ".join(first).replace("1 more were not finished when this page was made. ", "")
+    assert str(tmp_path).encode() not in lzma.decompress(records.read_bytes())
+    assert f'name = "{other}/base"' in (other / "sst2" / "runs" / "gm-none-0" / "config.toml").read_text()
+
+
+def test_records_leave_a_run_that_is_there_alone(advglue: Any, out: Path, tmp_path: Path) -> None:
+    unpack, pack = advglue.advglue_records.unpack, advglue.advglue_records.pack
+    there, gone = out / "sst2" / "runs" / "gm-none-0", out / "sst2" / "runs" / "gm-none-1"
+    pack(tmp_path / "runs.tar.xz", out, [there, gone], [], {out: "runs/advglue"})
+    (there / "config.toml").write_text("own")
+    kept = (gone / "metrics.jsonl").read_text()
+    shutil.rmtree(gone)
+    assert unpack(tmp_path / "runs.tar.xz", out, {out: "runs/advglue"}) == 1
+    assert (there / "config.toml").read_text() == "own"
+    assert (gone / "metrics.jsonl").read_text() == kept
+
+
+def test_what_is_no_archive_of_records_is_refused(advglue: Any, tmp_path: Path) -> None:
+    (tmp_path / "half.tar.xz").write_bytes(b"\xfd7zXZ\x00\x00")
+    with tarfile.open(tmp_path / "away.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("../config.toml"))
+    for name, message in (("half", "holds no records"), ("none", "holds no records"), ("away", "outside of a study")):
+        with pytest.raises(SystemExit, match=message):
+            advglue.advglue_records.unpack(tmp_path / f"{name}.tar.xz", tmp_path / "out", {})
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_methods_are_compared_seed_by_seed(advglue: Any, out: Path, tmp_path: Path, new_run: NewRun) -> None:
+    for method, seed, accuracy in (("fedavg", 0, 0.5), ("fedavg", 1, 0.9), ("eat", 0, 0.4), ("eat", 1, 0.95)):
+        run = out / "sst2" / "runs" / f"{method}-mimic-{seed}"
+        new_run(run, method, "mimic", seed, rounds=2)
+        stored = json.loads((run / "evaluation.json").read_text())
+        row = {**next(row for row in stored["rows"] if row["task"] == "sst2"), "accuracy": accuracy}
+        row["flags"] = ["constant prediction: positive"] if accuracy == 0.4 else []
+        (run / "evaluation.json").write_text(json.dumps({**stored, "rows": [row]}))
+    section = importlib.import_module("advglue_seeds").section
+    lines = section(read_records(out / "sst2")).splitlines()
+    head = next(line for line in lines if line.startswith("|  |"))
+    assert "| EAT below FedAvg | FedEAT below GM | GM below FedAvg |" in head
+    (mimic,) = [line for line in lines if line.startswith("| Mimic")]
+    cells = dict(zip(head.split(" | "), mimic.split(" | "), strict=True))
+    assert cells["EAT below FedAvg"] == "1 of 2, -2.5"
+    assert cells["GM below FedAvg"] == ""
+    assert (cells["one answer, FedAvg"], cells["one answer, EAT"]) == ("0 of 2", "1 of 2")
 
 
 def test_a_base_model_alone_makes_no_page(advglue: Any, out: Path, tmp_path: Path, new_run: NewRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from fedeat.evaluation.differences import Difference
@@ -24,10 +25,10 @@ def condition_tables(tables: Sequence[ResultTable]) -> str:
         if len(table.tasks) <= 2:
             head = ["method", *(f"{task} {measure}" for task in table.tasks for measure in _MEASURES)]
             lines = [[display_name(method), *itertools.chain(*cells)] for method, cells in texts.items()]
-            grids = [_grid(head, lines)]
+            grids = [grid(head, lines)]
         else:
             grids = [
-                _grid(
+                grid(
                     [measure, *table.tasks],
                     [[display_name(method), *(cell[which] for cell in cells)] for method, cells in texts.items()],
                 )
@@ -47,7 +48,7 @@ def task_tables(tables: Sequence[ResultTable]) -> str:
                 [table.condition.title, *(cell[which] for cell in cells)]
                 for table, cells in zip(shown, texts, strict=True)
             ]
-            parts.append(f"### {task}, {measure}\n\n{_grid(['', *map(display_name, methods)], lines)}")
+            parts.append(f"### {task}, {measure}\n\n{grid(['', *map(display_name, methods)], lines)}")
     notes = "\n\n".join(f"**{table.condition.title}.** {_below(table)}" for table in tables)
     return "\n\n".join([*parts, notes])
 
@@ -62,7 +63,7 @@ def cost_tables(costs: Sequence[tuple[Condition, str, Difference]]) -> str:
         for condition in dict.fromkeys(condition for own, condition, _ in found if own == task):
             cells = [found.get((task, condition, method)) for method in methods]
             lines.append([condition.title, *("" if item is None else _points(item) for item in cells)])
-        parts.append(f"### {task}\n\n{_grid(['', *map(display_name, methods)], lines)}")
+        parts.append(f"### {task}\n\n{grid(['', *map(display_name, methods)], lines)}")
     return "\n\n".join(parts)
 
 
@@ -71,6 +72,24 @@ def findings(tables: Sequence[ResultTable], rows: Sequence[Row]) -> str:
     shown = shows(tables) or ["No difference between two methods."]
     parts = ["### Shown", _listed(shown), "### Not shown", _listed(shows_not(tables, rows)), method_note(tables)]
     return "\n\n".join(part for part in parts if part)
+
+
+def paragraph(text: str) -> str:
+    """Text in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def list_item(text: str) -> str:
+    """The same, as a line of a list."""
+    return textwrap.fill(
+        text, 120, break_long_words=False, break_on_hyphens=False, initial_indent="- ", subsequent_indent="  "
+    )
+
+
+def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table: what stands in the first column left, everything else right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in (head, rule, *lines))
 
 
 def _texts(table: ResultTable, method: str, task: str) -> tuple[str, str]:
@@ -113,11 +132,6 @@ def _points(item: Difference) -> str:
 
 def _bold(text: str, is_bold: bool) -> str:
     return f"**{text}**" if is_bold else text
-
-
-def _grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in (head, rule, *lines))
 
 
 def _plain(text: str) -> str:
