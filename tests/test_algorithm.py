@@ -256,6 +256,7 @@ def test_one_client_returns_itself(rule: Any) -> None:
     assert all(torch.equal(finished.adapter[name], expected[name]) for name in GLOBAL)
     assert dict(finished.weights) == {4: 1.0}
     assert finished.update_norm == pytest.approx(norm(toward(4).delta))
+    assert finished.distances == {4: 0.0}
 
 
 def test_unfit_updates_are_named_and_the_others_aggregated() -> None:

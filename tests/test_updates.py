@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedeat.updates import ClientUpdate, Rejection, apply, difference, norm, validate
+from fedeat.updates import ClientUpdate, Rejection, apply, difference, distance, norm, validate
 
 REFERENCE = {"a": torch.ones(2, 3), "b": torch.zeros(4)}
 
@@ -34,6 +34,12 @@ def test_norm_is_that_of_one_vector_in_float64() -> None:
     assert norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}) == 5.0
     assert norm({"a": torch.full((100,), 1e30)}) == pytest.approx(1e31)
     assert norm({}) == 0.0
+
+
+def test_distance_is_the_norm_of_the_difference_in_float64() -> None:
+    here, there = {"a": torch.tensor([1e4]), "b": torch.ones(2, 2)}, {"a": torch.tensor([1e4]), "b": torch.zeros(2, 2)}
+    assert distance(here, there) == 2.0
+    assert distance({"a": torch.full((100,), 1e30)}, {"a": torch.full((100,), -1e30)}) == pytest.approx(2e31)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +22,7 @@ from fedeat.passes import B, Gradient, in_memory, on_share, trained
 from fedeat.perturbation import Norm, Perturb
 from fedeat.protocols import Aggregated, Model
 from fedeat.tally import Tally
-from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, norm, validate
+from fedeat.updates import Adapter, ClientUpdate, Rejection, apply, difference, distance, norm, validate
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Round:
         iterations: of the aggregation rule.
         gap: certified relative gap of the rule, NaN where it certifies nothing.
         update_norm: Euclidean length of the aggregated update.
+        distances: client -> Euclidean distance of its update from the aggregated one; empty where nobody knows it.
     """
 
     index: int
@@ -171,6 +172,7 @@ class Round:
     iterations: int
     gap: float
     update_norm: float
+    distances: Mapping[int, float] = field(default_factory=dict)
 
 
 PlayRound: TypeAlias = Callable[[Adapter, Sequence[int], int], Round]
@@ -250,4 +252,5 @@ def server_round(
         iterations=result.iterations,
         gap=result.gap,
         update_norm=norm(result.value),
+        distances={update.client_id: distance(update.delta, result.value) for update in accepted},
     )

@@ -61,6 +61,11 @@ def norm(delta: Adapter) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in delta.values()))
 
 
+def distance(delta: Adapter, other: Adapter) -> float:
+    """Euclidean distance of two updates of the same names and shapes, accumulated in float64."""
+    return math.sqrt(sum(float((delta[name].double() - other[name].double()).square().sum()) for name in delta))
+
+
 def validate(
     updates: Sequence[ClientUpdate], reference: Adapter, cohort: Sequence[int]
 ) -> tuple[list[ClientUpdate], list[Rejection]]:

@@ -21,3 +21,10 @@ def test_a_client_that_reports_no_loss_leaves_a_record() -> None:
     summary, client = round_lines(result, malicious={2})
     assert summary["loss"] != summary["loss"]  # NaN, null in the file
     assert (client["malicious"], client["update_norm"]) == (True, 2.0)
+    assert "distance" not in client  # of what no server sees
+
+
+def test_how_far_each_update_lies_from_the_aggregate_is_on_record() -> None:
+    updates = tuple(ClientUpdate(i, {"w": torch.full((4,), float(i))}, 5) for i in (1, 2))
+    result = Round(0, {}, (1, 2), updates, (), {1: 0.5, 2: 0.5}, 0, 0.0, 3.0, {1: 1.0, 2: 0.5})
+    assert [line["distance"] for line in round_lines(result, malicious=())[1:]] == [1.0, 0.5]

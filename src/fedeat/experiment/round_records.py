@@ -54,6 +54,7 @@ def round_lines(result: Round, *, malicious: Collection[int], epsilon: float | N
             **update.metrics,
             # As received, not as claimed; nobody knows it of an update that stayed with its client.
             **({"update_norm": norm(update.delta)} if update.delta else {}),
+            **({"distance": result.distances[update.client_id]} if update.client_id in result.distances else {}),
             **private,
         }
         for update in result.updates

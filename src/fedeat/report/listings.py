@@ -13,6 +13,7 @@ from fedeat.report.reading import Run
 from fedeat.report.round_figures import malicious_clients, rejections
 from fedeat.report.tables import FEW, ResultTable, by_task, interval, percent, spread, table_csv, write_csv
 from fedeat.report.trade_offs import curve_points
+from fedeat.report.turning_points import spreads
 from fedeat.report.values import Record, client_ids, count, number, share
 
 # What stands on the page; all of it is in the CSV files.
@@ -292,14 +293,16 @@ def round_listing(runs: Sequence[Run], canvas: Canvas) -> dict[str, Any]:
     """Every round of every run; shown on the page for a single run, as CSV always."""
     private = any("epsilon" in line for run in runs for line in run.rounds)
     columns = (
-        *("run", "round", "cohort", "accepted", "rejected", "iterations", "gap", "loss", "update_norm"),
+        *("run", "round", "cohort", "accepted", "rejected", "iterations", "gap", "loss", "update_norm", "spread"),
         *(("epsilon",) if private else ()),
     )
+    apart = {run.name: spreads(run) for run in runs}
     lines = [
         (
             run.name, int(line["round"]), len(client_ids(line.get("cohort"))), len(client_ids(line.get("accepted"))),
             len(rejections(line)), number(line.get("iterations")), number(line.get("gap")), number(line.get("loss")),
-            number(line.get("update_norm")), *((number(line.get("epsilon")),) if private else ()),
+            number(line.get("update_norm")), apart[run.name].get(int(line["round"])),
+            *((number(line.get("epsilon")),) if private else ()),
         )
         for run in runs
         for line in run.rounds

@@ -40,7 +40,8 @@ from fedeat.report.pictures import (
 from fedeat.report.reading import Records, Run, merge, read_directory, read_records
 from fedeat.report.round_figures import all_clients
 from fedeat.report.summary import summarise
-from fedeat.report.tables import FLAG, result_tables
+from fedeat.report.tables import FLAG, ResultTable, result_tables
+from fedeat.report.turning_points import weakest_round
 
 
 def write_report(directory: Path) -> Path:
@@ -120,7 +121,7 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "notes": records.notes,
         "summary": [*map(_unbroken, [*summarise(tables, attack_free=bool(costs)), *losses(costs)])],
         "shows": [*map(_unbroken, shows(tables))],
-        "shows_not": [*map(_unbroken, shows_not(tables, records.rows))] if tables else [],
+        "shows_not": [*map(_unbroken, _open(tables, records.rows, runs))],
         "method_note": _unbroken(method_note(tables)),
         "differences": difference_listing(tables, canvas),
         "by_task": task_views(tables, canvas),
@@ -139,6 +140,12 @@ def _context(records: Records, canvas: Canvas) -> dict[str, Any]:
         "environment": [(str(key), plain(value)) for key, value in records.environment.items()],
         "flag": FLAG,
     }
+
+
+def _open(tables: Sequence[ResultTable], rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
+    """What a page does not show."""
+    weakest = weakest_round(runs)
+    return [*(shows_not(tables, rows) if tables else []), *([weakest] if weakest else [])]
 
 
 def _unbroken(text: str) -> str:
