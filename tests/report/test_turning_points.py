@@ -58,6 +58,12 @@ def test_of_other_rules_nothing_is_told(section: dict[str, object]) -> None:
     assert weakest_round([run_of(scattered(10, 4.0), config={"aggregation": section})]) == ""
 
 
+def test_a_round_with_known_attackers_tells_nothing() -> None:
+    run = run_of(scattered(10, 1.0), scattered(10, 4.0))
+    attacked = Run("gm", MEDIAN, rounds=(run.rounds[0], {**run.rounds[1], "malicious": [3]}), clients=run.clients)
+    assert "in round 0 half of the updates lay 1.0 times" in weakest_round([attacked])
+
+
 def test_rounds_without_record_or_length_are_left_out() -> None:
     run = run_of(scattered(10, 2.0))
     assert spreads(Run("old", MEDIAN, rounds=run.rounds, clients=({"round": 0, "client": 1},))) == {}

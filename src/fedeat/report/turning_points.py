@@ -36,7 +36,10 @@ def turning_number(spread: float, line: Record) -> int:
 
 
 def weakest_round(runs: Sequence[Run]) -> str:
-    """A sentence on the round in which the fewest could have turned a geometric median around, "" without any."""
+    """A sentence on the round in which the fewest could have turned a geometric median around, "" without any.
+
+    Rounds with clients that are known to be malicious tell nothing: these have shortened the aggregate already.
+    """
     found: list[tuple[float, float, Run, Record]] = []
     for run in runs:
         section: Mapping[str, object] = table(run.config, "aggregation")
@@ -45,7 +48,7 @@ def weakest_round(runs: Sequence[Run]) -> str:
             for line in run.rounds:
                 spread = known.get(int(line["round"]))
                 accepted = len(client_ids(line.get("accepted")))
-                if spread is not None and accepted:
+                if spread is not None and accepted and not client_ids(line.get("malicious")):
                     found.append((turning_number(spread, line) / accepted, -spread, run, line))
     if not found:
         return ""
