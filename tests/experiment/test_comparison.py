@@ -196,6 +196,8 @@ def test_a_finished_cell_from_elsewhere_is_taken_over_where_its_configuration_is
     other = load(make_config(federation={"rounds": 1}, client={"learning_rate": 0.5}, compare=section))
     with pytest.raises(RecordError, match=r"holds a run of another configuration \(client\.learning_rate differs\)"):
         comparison.compare(other, tmp_path / "other")
+    assert not (tmp_path / "other" / "config.toml").exists()  # a refused command leaves nothing behind
+    assert comparison.compare(config, tmp_path / "other") == rows
 
 
 def test_another_spelling_of_its_paths_is_the_same_comparison(

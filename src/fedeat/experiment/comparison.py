@@ -157,21 +157,22 @@ def compare(config: Config, directory: Path, *, progress: CellProgress | None = 
     threads = config.threads or max(1, _cores() // processes)
     tell: CellProgress = progress or (lambda cell, stage, done, total: None)
     with records.RunDirectory(directory):
-        _claim(directory, config)
-        records.write_json(directory / records.ENVIRONMENT, records.environment(threads))
+        whole = _with_what_is_there(directory, config)
         jobs: list[Cell] = [*([Cell("base", grid[0].config)] if config.compare.base else []), *grid]
-        kept = _rows_beside(directory, {cell.name for cell in jobs})
+        places = {cell.name: directory / "runs" / cell.name for cell in jobs}
+        # All that may refuse the command comes before anything is written.
+        finished = {cell.name: rows for cell in jobs if (rows := _finished_rows(cell, places[cell.name])) is not None}
+        kept = _rows_beside(directory, places.keys())
+        records.write_text(directory / "config.toml", to_toml(whole))
+        records.make_directory(directory / "runs")  # which tells a comparison from a run before any cell is finished
+        records.write_json(directory / records.ENVIRONMENT, records.environment(threads))
         tell("", "planned", 0, len(jobs))
-        finished: dict[str, list[evaluation.Row]] = {}
         waiting: dict[str, Job[list[evaluation.Row]]] = {}
         for cell in jobs:
-            place = directory / "runs" / cell.name
-            rows_before = _finished_rows(cell, place)
-            if rows_before is not None:
-                finished[cell.name] = rows_before
+            if cell.name in finished:
                 tell(cell.name, "finished", 1, 1)
             else:
-                waiting[cell.name] = functools.partial(_run_cell, cell, place)
+                waiting[cell.name] = functools.partial(_run_cell, cell, places[cell.name])
         failures: dict[str, str] = {}
         with contextlib.closing(run_jobs(waiting, processes=processes, threads=threads, tell=tell)) as outcomes:
             for name, outcome in outcomes:
@@ -218,8 +219,12 @@ def _located(name: str, rows: Iterable[evaluation.Row]) -> list[evaluation.Row]:
     return [{**row, "run": f"runs/{name}"} for row in rows]
 
 
-def _claim(directory: Path, config: Config) -> None:
-    """Writes what is compared into the directory; refuses a run's, and one whose cells are another comparison's."""
+def _with_what_is_there(directory: Path, config: Config) -> Config:
+    """The configuration with the names of cells that the directory has already.
+
+    Raises:
+        RecordError: the directory is a run's, or its cells are another comparison's.
+    """
     file = directory / "config.toml"
     if records.kind_of(directory) == "run":
         raise RecordError(
@@ -239,8 +244,7 @@ def _claim(directory: Path, config: Config) -> None:
                 f"{directory} holds another comparison, or a run{records.differing(changes)}. Choose another "
                 "directory, or remove this one."
             )
-    records.write_text(file, to_toml(config))
-    records.make_directory(directory / "runs")  # which tells a comparison from a run before any cell is finished
+    return config
 
 
 def _is_settled(directory: Path) -> bool:
