@@ -69,6 +69,12 @@ def test_each_command_explains_itself_with_an_example_or_its_outputs(command: st
     assert "Example:" in out or "Writes" in out
 
 
+def test_a_command_nearly_right_is_told_the_right_one_once(fedeat: Fedeat) -> None:
+    code, _, err = fedeat("runn")
+    assert code == 2
+    assert err.count("Did you mean 'run'?") == 1
+
+
 def test_version_is_the_package_s(fedeat: Fedeat) -> None:
     assert fedeat("--version") == (0, f"fedeat {__version__}\n", "")
 

@@ -23,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # Click names the nearest command by itself, and Typer would once more
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Robust federated fine-tuning of large language models.
 
