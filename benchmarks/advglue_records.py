@@ -66,6 +66,9 @@ def unpack(file: Path, out: Path, places: Mapping[Path, str]) -> int:
         sys.exit(f"{file} holds no records of runs: {error}. Give the {ENDING} file beside a page.")
     if any(path.is_absolute() or ".." in path.parts for path in found):
         sys.exit(f"{file} names files outside of a study's directory, as no page's records do.")
+    for path in found:
+        if path.parent == PurePosixPath("base") and (out / path).is_file():
+            _require_same_base(file, out / path, found[path])
     there = {path.parent for path in found if (out / path.parent / "evaluation.json").is_file()}
     new = {path.parent for path in found if path.name == "evaluation.json"} - there
     # A run is there from its evaluation on: that comes last.
@@ -79,3 +82,10 @@ def unpack(file: Path, out: Path, places: Mapping[Path, str]) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     return len(new)
+
+
+def _require_same_base(file: Path, here: Path, text: str) -> None:
+    """Ends the program where the base's record, but for its time, differs: its runs would not belong together."""
+    first, second = ({**json.loads(record), "seconds": None} for record in (here.read_text(encoding="utf-8"), text))
+    if first != second:
+        sys.exit(f"{file} holds runs from another base model than {here.parent}. Give another --out.")

@@ -117,6 +117,19 @@ def test_records_leave_a_run_that_is_there_alone(advglue: Any, out: Path, tmp_pa
     assert (gone / "metrics.jsonl").read_text() == kept
 
 
+def test_records_of_runs_from_another_base_are_refused(
+    advglue: Any, out: Path, tmp_path: Path, new_run: NewRun
+) -> None:
+    record, evaluated = out / "base" / "public_base.json", out / "sst2" / "runs" / "base"
+    new_run(evaluated, "base", "none", 0, rounds=2)
+    advglue.advglue_records.pack(tmp_path / "runs.tar.xz", out, [evaluated], [record], {})
+    record.write_text(json.dumps({**BASE, "seconds": 1}))
+    assert advglue.advglue_records.unpack(tmp_path / "runs.tar.xz", out, {}) == 0
+    record.write_text(json.dumps({**BASE, "held_out_rows": 5}))
+    with pytest.raises(SystemExit, match="holds runs from another base model"):
+        advglue.advglue_records.unpack(tmp_path / "runs.tar.xz", out, {})
+
+
 def test_what_is_no_archive_of_records_is_refused(advglue: Any, tmp_path: Path) -> None:
     (tmp_path / "half.tar.xz").write_bytes(b"\xfd7zXZ\x00\x00")
     with tarfile.open(tmp_path / "away.tar.xz", "w:xz") as archive:
