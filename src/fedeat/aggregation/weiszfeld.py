@@ -143,7 +143,7 @@ def _approach(gram: Matrix, prior: Vector, state: State, most: int) -> tuple[Sta
         if state.slope <= _CLOSE:
             return state, steps
         following = iterate(gram, prior, state.coefficients + state.step)
-        if following.slope > state.slope / 3:
+        if not following.slope <= state.slope / 3:  # NaN too
             return state, steps
         state = following
     return state, most
