@@ -156,6 +156,7 @@ def peak_of(run: Callable[[], None], device: str) -> int | None:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # a pool of threads does not survive the fork, and waiting for it never ends
             Path("/proc/self/clear_refs").write_text("5")
             before = resident("VmRSS")
             run()
