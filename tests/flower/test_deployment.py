@@ -33,12 +33,17 @@ def digest(directory: Path) -> str:
     return hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def until(happened: Callable[[], Any], what: str, alive: subprocess.Popen[bytes] | None = None) -> None:
+def until(
+    happened: Callable[[], Any],
+    what: str,
+    alive: subprocess.Popen[bytes] | None = None,
+    said: Callable[[], str] = str,
+) -> None:
     """Waits for something; gives up after a time that suffices on a busy machine."""
     deadline = time.monotonic() + SECONDS
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen"
-        assert alive is None or alive.poll() is None, f"the process ended before {what}"
+        assert alive is None or alive.poll() is None, f"the process ended before {what}:\n{said()}"
         time.sleep(0.1)
 
 
@@ -207,7 +212,7 @@ def test_a_deployment_lets_in_whom_it_knows_and_survives_kills_to_the_same_bits(
     # kill -9 of the ServerApp: the same command goes on from the last finished round.
     shutil.rmtree(place.path / "there")
     run = place.start("again", fedeat("run", config, *on_nodes, "--out", place.path / "there"))
-    until(lambda: place.rounds("there") >= 1, "the first round", run)
+    until(lambda: place.rounds("there") >= 1, "the first round", run, lambda: place.said("again"))
     kill(str(place.path), "flwr-serverapp")
     run.wait(SECONDS)
     subprocess.run(fedeat("run", config, *on_nodes, "--out", place.path / "there"), check=True, capture_output=True)
