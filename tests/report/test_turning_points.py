@@ -53,8 +53,17 @@ def test_the_weakest_round_of_all_runs_is_told() -> None:
     assert "in round 1 half of the updates lay 1.0 times" in weakest_round([near])
 
 
-@pytest.mark.parametrize("section", [{}, {"rule": "mean"}, {"rule": "geometric_median", "before": ["bucketing"]}])
-def test_of_other_rules_nothing_is_told(section: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"rule": "mean"},
+        {"rule": "geometric_median", "before": ["bucketing"]},
+        {"rule": "geometric_median", "space": "product"},
+        {"rule": "geometric_median", "grouping": "layer"},
+    ],
+)
+def test_of_other_rules_and_distances_nothing_is_told(section: dict[str, object]) -> None:
     assert weakest_round([run_of(scattered(10, 4.0), config={"aggregation": section})]) == ""
 
 
