@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedeat import objective
 from fedeat.objective import adversarial, away, mixed, sample_sum, token_mean
 
 
@@ -54,6 +55,27 @@ def test_losses_of_half_precision_logits_are_float32() -> None:
     logits, targets = torch.randn(4, 9).bfloat16(), torch.zeros(4, dtype=torch.long)
     assert token_mean(logits, targets).dtype == torch.float32
     assert sample_sum(logits, targets, torch.arange(4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", [1, 50, 1 << 17], ids=["a row at a time", "rows left over", "torch's own"])
+def test_losses_a_few_rows_at_a_time_are_cross_entropies_and_so_are_their_gradients(
+    held: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "_IN_CACHE", held)
+    generator = torch.Generator().manual_seed(0)
+    logits = (20 * torch.randn(11, 9, generator=generator)).to(dtype).index_fill(1, torch.tensor([8]), float("-inf"))
+    targets, factors = torch.arange(11) % 8, torch.rand(11, generator=generator)
+    exact = logits.double().requires_grad_()
+    expected = -exact.log_softmax(-1)[range(11), targets]
+    (slopes,) = torch.autograd.grad(expected, exact, factors.double())
+    logits.requires_grad_()
+    found = objective.row_losses(logits, targets)
+    assert torch.allclose(found.double(), expected, rtol=1e-6, atol=1e-6)
+    for _ in range(2):  # nothing that the gradient needs is used up
+        (gradient,) = torch.autograd.grad(found, logits, factors, retain_graph=True)
+        assert gradient.dtype == dtype
+        assert torch.allclose(gradient.double(), slopes, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_masked_classes_give_no_gradient_and_no_nan() -> None:

@@ -8,17 +8,21 @@ trained; its Alg. 1 trains on the adversarial loss alone. Both readings that lea
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LossOfDelta: TypeAlias = Callable[[Tensor | None], Tensor]
 """Perturbation (B, T, H), or None for the clean input -> loss, a scalar."""
 
 Objective: TypeAlias = Callable[[LossOfDelta, Tensor | None], Tensor]
 """(loss of a perturbation, the perturbation found) -> what the optimiser minimises, a scalar."""
+
+_IN_CACHE = 1 << 17
+"""Logits, in float32, that a processor's second cache holds beside what is made of them."""
 
 
 def adversarial(loss: LossOfDelta, delta: Tensor | None) -> Tensor:
@@ -45,7 +49,46 @@ def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (N, V), any float dtype; the loss is computed in float32.
         targets: (N,) int64.
     """
-    return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    targets = targets.to(logits.device)
+    if logits.device.type != "cpu" or logits.numel() <= _IN_CACHE:
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+    losses: Tensor = _RowLosses.apply(logits, targets, max(_IN_CACHE // logits.shape[1], 1))  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _RowLosses(torch.autograd.Function):
+    """Cross-entropy a few rows at a time: a row's softmax is formed, twice, where it stays in a processor's cache.
+
+    torch's own goes through memory several times, over arrays as large as the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """(N,) float32, of logits (N, V) and targets (N,)."""
+        totals, chosen = [], []
+        for raw, goals in zip(torch.split(logits, rows), torch.split(targets.unsqueeze(1), rows), strict=True):
+            part = raw.float()
+            peak = part.amax(1, keepdim=True)
+            totals.append((part - peak).exp_().sum(1, keepdim=True).log_().add_(peak))
+            chosen.append(part.gather(1, goals))
+        total = torch.cat(totals)
+        ctx.save_for_backward(logits, targets, total)
+        ctx.rows = rows
+        return (total - torch.cat(chosen)).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """(N,) gradient of the losses -> (N, V) of the logits, in their dtype: softmax less one at the target."""
+        logits, targets, total = ctx.saved_tensors
+        slopes = torch.empty_like(logits)
+        columns = (logits, targets.unsqueeze(1), total, gradient.unsqueeze(1), slopes)
+        parts = (torch.split(column, ctx.rows) for column in columns)
+        for part, goals, sums, factors, out in zip(*parts, strict=True):
+            found = (part.float() - sums).exp_()
+            found.scatter_add_(1, goals, torch.full_like(sums, -1.0))
+            out.copy_(found.mul_(factors))
+        return slopes, None, None
 
 
 def away(losses: Tensor) -> Tensor:
