@@ -83,6 +83,8 @@ class Batch:
         classes: (B, 2) int64 `start, stop` of the classes a sample may get (sequence classification), else None.
         token_type_ids: (B, T) int64 where the tokenizer makes them (BERT pairs), else None.
         away: (B,) bool, True at samples whose targets the model shall not give; None where there is none.
+        position_ids: (1, T) int64 where all samples lie end to end in one row, each counted from 0; None where each
+            is a row.
     """
 
     input_ids: Tensor
@@ -94,6 +96,7 @@ class Batch:
     classes: Tensor | None = None
     token_type_ids: Tensor | None = None
     away: Tensor | None = None
+    position_ids: Tensor | None = None
 
     def mean(self, losses: Tensor) -> Tensor:
         """Mean of the supervised rows' losses (N,), a scalar."""

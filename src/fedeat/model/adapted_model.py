@@ -7,6 +7,7 @@ layers in training and in the ascent, `head_losses` are the losses over a large 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fedeat import hooks, seeding
 from fedeat.data import Batch, Encoded, Example, encoding
 from fedeat.embeddings import embedding_unit
 from fedeat.errors import ModelError
-from fedeat.model import head_losses, loading, lora_paths
+from fedeat.model import end_to_end, head_losses, loading, lora_paths
 from fedeat.model.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
 from fedeat.model.attention import Attention
 from fedeat.model.compilation import compiled_layers
@@ -102,6 +103,11 @@ class AdaptedModel:
     def architecture(self) -> str:
         """Class of the base model, such as "LlamaForCausalLM"."""
         return type(self._base).__name__
+
+    @functools.cached_property
+    def keeps_apart(self) -> bool:
+        """Whether samples that lie end to end in one row get the logits they get alone; tried, once."""
+        return self.kind == "causal-lm" and end_to_end.kept_apart(self._base, self.supervised_logits)
 
     @property
     def template_name(self) -> str:
@@ -346,7 +352,10 @@ class AdaptedModel:
 
     def _run(self, module: Any, batch: Batch, delta: Tensor | None, **options: Any) -> Any:
         """One pass of the base, or of its backbone, over token ids."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **options}
+        if batch.position_ids is None:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **options}
+        else:  # a mask of its own would keep transformers from telling the samples apart by where positions restart
+            inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **options}
         if batch.token_type_ids is not None and self._takes_segments:
             inputs["token_type_ids"] = batch.token_type_ids
         with hooks.added_to_embeddings(self._base, delta), self._attention.faster(batch.input_ids.shape[1]):
