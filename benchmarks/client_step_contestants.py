@@ -90,6 +90,7 @@ def contestants(models: dict[str, AdaptedModel], steps: Sequence[int]) -> dict[s
         runs["K=3, unmerged"] = Entry(Ours(view(model, merge_in_ascent=False), pgd(3), 4), first)
         for k in steps:
             runs[f"K={k}"] = Entry(Ours(model, pgd(k), k + 1), first, ("alpaca", "cls") if k == 3 else ("alpaca",))
+        runs["K=3, padded"] = Entry(Ours(view(model, packing=False), pgd(3), 4), first, ())
         runs["K=3, bf16 ascent"] = Entry(Ours(small, pgd(3), 4), first)
         fused = view(small, attention="sdpa")
         runs["K=3, bf16 ascent, fused attention"] = Entry(Ours(fused, pgd(3), 4), first, ("alpaca",))

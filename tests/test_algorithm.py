@@ -123,7 +123,7 @@ def test_checkpointing_changes_no_update(name: str, load: Load, examples: list[E
         model = calm(load(name, gradient_checkpointing=checkpointing))
         attack = functools.partial(perturbation.pgd, radius=0.2 * model.embedding_unit("l2"), steps=2)
         found.append(train(model, model.adapter(), batches_of(model, examples), training(perturb=attack)).delta)
-    assert_equal_updates(found[1], found[0], 1e-6)
+    assert_equal_updates(found[1], found[0], 1e-5)
 
 
 def test_textbook_without_an_ascent_is_plain_training(causal: str, load: Load, examples: list[Example]) -> None:

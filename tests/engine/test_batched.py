@@ -17,7 +17,7 @@ from fedeat.engine import in_process
 from fedeat.engine.batched import Client, client_updates
 from fedeat.engine.in_process import Batching, run_clients
 from fedeat.errors import ModelError
-from fedeat.model import AdaptedModel, Lora, stacking
+from fedeat.model import AdaptedModel, Lora, packing
 from fedeat.model.stacking import StackedModel, can_stack, stack
 from fedeat.updates import ClientUpdate, norm
 
@@ -158,21 +158,20 @@ def test_gradient_of_one_client_does_not_reach_another(load: Load, examples: lis
     assert not bool(stacked.leaves[1].grad.any())
 
 
-def test_samples_of_unequal_length_run_end_to_end_and_to_the_same_losses(load: Load, examples: list[Example]) -> None:
+def test_clients_samples_of_unequal_length_run_in_one_row_and_to_the_same_losses(
+    load: Load, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = calm(load("llama"))
     stacked = StackedModel(model, [model.adapter()] * len(examples))
     joint = stack([model.collate([model.encode(example)]) for example in examples], pad_id=0)
-    assert joint.padding >= stacking.WASTEFUL
     seen: list[tuple[int, ...]] = []
-    layer = next(layer for layer in stacked._forwards if isinstance(layer, torch.nn.Module))
+    layer = next(iter(stacked._forwards))
     with stacked.training(), layer.base_layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape)):
         in_a_row = stacked.supervised_losses(joint)
-        stacked._lays = False
+        monkeypatch.setattr(packing, "WASTEFUL", 1.0)
         padded = stacked.supervised_losses(joint)
-    assert [shape[:2] for shape in seen] == [(1, int(joint.lengths.sum())), tuple(joint.joint.input_ids.shape)]
+    assert [shape[:2] for shape in seen] == [(1, int(joint.attention_mask.sum())), tuple(joint.attention_mask.shape)]
     assert torch.allclose(in_a_row, padded, rtol=1e-4)
-    checkpointed = load("llama", gradient_checkpointing=True)  # its layers run again where nothing tells them the row
-    assert not StackedModel(checkpointed, [checkpointed.adapter()])._lays
 
 
 def test_models_whose_clients_cannot_train_together_are_told_apart(load: Load) -> None:

@@ -40,6 +40,9 @@ class ModelSection(Section):
         None, description="attention implementation; the model's default where it is not set"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    packing: bool = Field(
+        True, description="on a processor, run a batch with padding as one row of its samples, where the model can"
+    )
     compile: bool = Field(
         False, description="compile the layers by torch: a minute or more once, then faster steps; needs a C++ compiler"
     )

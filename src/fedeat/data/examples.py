@@ -83,8 +83,8 @@ class Batch:
         classes: (B, 2) int64 `start, stop` of the classes a sample may get (sequence classification), else None.
         token_type_ids: (B, T) int64 where the tokenizer makes them (BERT pairs), else None.
         away: (B,) bool, True at samples whose targets the model shall not give; None where there is none.
-        position_ids: (1, T) int64 where all samples lie end to end in one row, each counted from 0; None where each
-            is a row.
+        position_ids: (1, T) int64 where all samples are packed into one row, each counted from 0; None where each is
+            a row.
     """
 
     input_ids: Tensor

@@ -48,6 +48,7 @@ def model_source_for(config: Config, present: Collection[str | None]) -> ModelSo
         max_length=config.data.max_length,
         merge_in_ascent=config.perturbation.merge,
         compile=section.compile,
+        packing=section.packing,
         attack_dtype=config.perturbation.attack_dtype,
     )
 

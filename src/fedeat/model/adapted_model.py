@@ -7,7 +7,6 @@ layers in training and in the ascent, `head_losses` are the losses over a large 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,9 +22,9 @@ from fedeat import hooks, seeding
 from fedeat.data import Batch, Encoded, Example, encoding
 from fedeat.embeddings import embedding_unit
 from fedeat.errors import ModelError
-from fedeat.model import end_to_end, head_losses, loading, lora_paths
+from fedeat.model import head_losses, loading, lora_paths, packing
 from fedeat.model.adapter_files import SIDECAR, read_adapter, with_sidecar, write_adapter
-from fedeat.model.attention import Attention
+from fedeat.model.attention import Attention, AttentionWithin
 from fedeat.model.compilation import compiled_layers
 from fedeat.model.generation import endings, greedy
 from fedeat.model.loading import Kind, Lora, ModelSource, load_tokenizer
@@ -92,6 +91,17 @@ class AdaptedModel:
             and getattr(self._base.config, "type_vocab_size", 2) > 1
         )
         network.eval()
+        # Layers that run again in the backward pass, or are compiled, would not see what lies in the row. On an
+        # accelerator many small attentions cost more than some padding.
+        self._can_pack = (
+            source.packing
+            and self.kind == "causal-lm"
+            and self._base.config._attn_implementation == "sdpa"
+            and self.device.type == "cpu"
+            and not self._checkpointed
+            and not self._compiled
+            and packing.keeps_apart(self._base)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -103,11 +113,6 @@ class AdaptedModel:
     def architecture(self) -> str:
         """Class of the base model, such as "LlamaForCausalLM"."""
         return type(self._base).__name__
-
-    @functools.cached_property
-    def keeps_apart(self) -> bool:
-        """Whether samples that lie end to end in one row get the logits they get alone; tried, once."""
-        return self.kind == "causal-lm" and end_to_end.kept_apart(self._base, self.supervised_logits)
 
     @property
     def template_name(self) -> str:
@@ -197,6 +202,10 @@ class AdaptedModel:
             ModelError: the embedding module did not fire exactly once, or returned another shape than delta's; or
                 the output head did not.
         """
+        with self._entered(batch, delta) as (entered, added):
+            return self._logits(entered, added)
+
+    def _logits(self, batch: Batch, delta: Tensor | None) -> Tensor:
         logits: Tensor
         if self.kind == "causal-lm":
             with hooks.head_on_rows(self._base, batch.rows):
@@ -216,10 +225,28 @@ class AdaptedModel:
         Rows that the model shall not answer so have `objective.away` of it instead: an ascent then makes the answer
         likely, and a step unlikely.
         """
+        with self._entered(batch, delta) as (entered, added):
+            return self._losses(entered, added)
+
+    def _losses(self, batch: Batch, delta: Tensor | None) -> Tensor:
         losses = self._cross_entropy(batch, delta)
         if batch.away is None:
             return losses
         return torch.where(batch.away[batch.samples].to(losses.device), away(losses), losses)
+
+    def packs(self, batch: Batch) -> bool:
+        """Whether a pass over the batch runs on its samples packed, because that spares enough padding."""
+        return self._can_pack and float(batch.attention_mask.float().mean()) <= 1 - packing.WASTEFUL
+
+    @contextlib.contextmanager
+    def _entered(self, batch: Batch, delta: Tensor | None) -> Iterator[tuple[Batch, Tensor | None]]:
+        """What a pass over the batch runs on: its samples one a row, or packed."""
+        if not self.packs(batch):
+            yield batch, delta
+            return
+        row, where = packing.packed(batch)
+        with AttentionWithin(batch.attention_mask.sum(1).tolist(), free=self._attention.free):
+            yield row, None if delta is None else delta.flatten(0, 1)[where].unsqueeze(0)
 
     def _cross_entropy(self, batch: Batch, delta: Tensor | None) -> Tensor:
         """(N,) float32, of the supervised rows.
@@ -228,7 +255,7 @@ class AdaptedModel:
         """
         width = self._vocabulary
         if width is None or len(batch.rows) * width <= head_losses.CHUNK:
-            return row_losses(self.supervised_logits(batch, delta), batch.targets)
+            return row_losses(self._logits(batch, delta), batch.targets)
         output = self._run(self._base.base_model, batch, delta, use_cache=False)
         hidden = output.last_hidden_state
         hidden = hidden.reshape(-1, hidden.shape[-1])[batch.rows.to(hidden.device)]
@@ -256,7 +283,7 @@ class AdaptedModel:
         """
         seen: list[Tensor] = []
         with hooks.seen_behind(self._first(), seen, stop=False):
-            losses = self.supervised_losses(batch, delta)
+            losses = self._losses(batch, delta)
         return losses, seen[0]
 
     @contextlib.contextmanager
@@ -358,7 +385,9 @@ class AdaptedModel:
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **options}
         if batch.token_type_ids is not None and self._takes_segments:
             inputs["token_type_ids"] = batch.token_type_ids
-        with hooks.added_to_embeddings(self._base, delta), self._attention.faster(batch.input_ids.shape[1]):
+        # Over a packed row, `_entered` sees to the attention.
+        length = batch.input_ids.shape[1] if batch.position_ids is None else None
+        with hooks.added_to_embeddings(self._base, delta), self._attention.faster(length):
             return module(**inputs)
 
     def _first(self) -> torch.nn.Module:

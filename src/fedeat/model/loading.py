@@ -63,6 +63,7 @@ class ModelSource:
         merge_in_ascent: look for perturbations on the adapter merged into a copy of the weights it adapts, which is
             faster; False saves that copy's memory. Quantised weights are never merged.
         compile: compile the layers by torch for training steps and ascents; see `fedeat.model.compilation`.
+        packing: on a processor, run a batch with padding as one row of its samples; see `fedeat.model.packing`.
         attack_dtype: of the weights while perturbations are sought, "bfloat16"; None for the base's own.
     """
 
@@ -80,6 +81,7 @@ class ModelSource:
     max_length: int = 512
     merge_in_ascent: bool = True
     compile: bool = False
+    packing: bool = True
     attack_dtype: str | None = None
 
 

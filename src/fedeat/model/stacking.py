@@ -1,16 +1,14 @@
 """Several clients' adapters over one base at once: their batches run as one, each sample through its client's adapter.
 
 A step on one short example leaves a processor mostly idle. Stacked, m clients' samples share each product with the
-base's weights, and the low-rank products become one batched product of A (m, r, i) and B (m, o, r). Where their lengths
-differ much they are laid end to end instead of padded, each client's tokens with its own factors. Each client keeps a
-parameter, a gradient and an optimiser of its own, so what it computes is what it would compute alone, to float
-tolerance.
+base's weights, and the low-rank products become one batched product of A (m, r, i) and B (m, o, r); packed samples
+have no such shape, and meet their client's factors one client after the other. Each client keeps a parameter, a
+gradient and an optimiser of its own, so what it computes is what it would compute alone, to float tolerance.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +23,9 @@ from torch.nn.functional import linear, pad
 from fedeat import hooks
 from fedeat.data import Batch
 from fedeat.errors import ModelError
-from fedeat.model import end_to_end
 from fedeat.model.adapted_model import AdaptedModel
 from fedeat.model.lora_paths import AscentWeights, Forward, can_fuse, routed
 from fedeat.updates import Adapter
-
-WASTEFUL = 0.1
-"""Share of padding from which samples are laid end to end: below it the copies that takes cost as much."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +41,6 @@ class StackedBatch:
     joint: Batch
     owners: Tensor
     clients: int
-
-    @functools.cached_property
-    def in_one_row(self) -> tuple[Batch, Tensor]:
-        """All samples end to end, and where each token was; see `end_to_end.laid`."""
-        return end_to_end.laid(self.joint)
-
-    @property
-    def padding(self) -> float:
-        """Share of positions that hold no token."""
-        return 1 - float(self.joint.attention_mask.float().mean())
-
-    @property
-    def lengths(self) -> Tensor:
-        """(m * b,) int64, tokens of each sample."""
-        return self.joint.attention_mask.sum(1)
 
     @property
     def perturbable(self) -> Tensor:
@@ -200,17 +179,9 @@ class StackedModel:
         self._shapes = [{name: adapter[name].shape for name in parameters} for adapter in adapters]
         self._index = {id(parameter): i for i, parameter in enumerate(parameters.values())}
         self._views: tuple[Tensor, ...] = ()
-        self._tokens: list[int] | None = None  # of each client, while they lie end to end
+        self._tokens: list[int] | None = None  # of each client, while they are packed
         self._ascent = AscentWeights(model._base, [], parameters.values(), model._ascent.dtype)
-        served = _served(model)
-        self._forwards = {module: self._forward(module) for module in served}
-        # On an accelerator a product a client costs more than the padding in one product for all.
-        self._lays = (
-            model.device.type == "cpu"
-            and not model._checkpointed  # what a layer computes again in the backward pass is outside of `_entered`
-            and not any(isinstance(module, ModulesToSaveWrapper) for module in served)
-            and model.keeps_apart
-        )
+        self._forwards = {module: self._forward(module) for module in _served(model)}
 
     def client(self, index: int) -> dict[str, Tensor]:
         """A copy of a client's adapter, on the CPU."""
@@ -237,13 +208,13 @@ class StackedModel:
 
     def supervised_logits(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
         """(N, V)."""
-        with self._entered(batch, delta) as (joint, added):
-            return self._model.supervised_logits(joint, added)
+        self._refresh(batch)
+        return self._model.supervised_logits(batch.joint, delta)
 
     def supervised_losses(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
         """(N,)."""
-        with self._entered(batch, delta) as (joint, added):
-            return self._model.supervised_losses(joint, added)
+        self._refresh(batch)
+        return self._model.supervised_losses(batch.joint, delta)
 
     def first_layer(self, batch: StackedBatch, delta: Tensor | None = None) -> Tensor:
         """(m * b, T, H)."""
@@ -272,22 +243,11 @@ class StackedModel:
         ):
             yield
 
-    @contextlib.contextmanager
-    def _entered(self, batch: StackedBatch, delta: Tensor | None) -> Iterator[tuple[Batch, Tensor | None]]:
-        """What a pass over the batch runs on: its samples as rows, or end to end where that spares enough padding."""
-        self._refresh()
-        if batch.padding < WASTEFUL or not self._lays:
-            yield batch.joint, delta
-            return
-        row, where = batch.in_one_row
-        lengths = batch.lengths
-        self._tokens = lengths.view(batch.clients, -1).sum(1).tolist()
-        with end_to_end.AttentionWithin(lengths.tolist()):
-            yield row, None if delta is None else delta.flatten(0, 1)[where].unsqueeze(0)
-
-    def _refresh(self) -> None:
+    def _refresh(self, batch: StackedBatch | None = None) -> None:
         """The active clients' tensors, each stacked (m, ...), anew: a backward pass frees what it went through."""
         self._tokens = None
+        if batch is not None and self._model.packs(batch.joint):
+            self._tokens = batch.joint.attention_mask.view(batch.clients, -1).sum(1).tolist()
         if all(self._shapes[index] == self._shapes[self.active[0]] for index in self.active):
             flat = torch.stack([self.leaves[index] for index in self.active])
             self._views = tuple(self._pieces(self.active[0], flat))
