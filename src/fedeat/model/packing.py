@@ -1,9 +1,9 @@
 """Packing: samples end to end in one row, so that nothing is computed at padding.
 
 Batches of like length have little padding where a client has many examples, and more where it has few: a fifth of the
-positions with 48 examples in batches of 16 (`benchmarks/client_step.py`). Clients that train together take whatever batch comes next in each one's
-own order. In one row there is no padding. A model serves it if it takes positions from `position_ids` and lets no
-sample attend to another where they restart, as transformers' masks do; `keeps_apart` tries.
+positions with 48 examples in batches of 16 (`benchmarks/client_step.py`). Clients that train together take whatever
+batch comes next in each one's own order. In one row there is no padding. A model serves it if it takes positions from
+`position_ids` and lets no sample attend to another where they restart, as transformers' masks do; `keeps_apart` tries.
 """
 
 from __future__ import annotations
