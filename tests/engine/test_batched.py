@@ -67,7 +67,11 @@ def assert_equal(got: list[ClientUpdate], expected: list[ClientUpdate], toleranc
         assert one.metrics == pytest.approx(dict(other.metrics), rel=1e-3)
 
 
-def test_clients_train_together_as_they_do_alone(anyone: str, load: Load, examples: list[Example]) -> None:
+@pytest.mark.parametrize("wide", [1, 192], ids=["packed", "padded"])
+def test_clients_train_together_as_they_do_alone(
+    anyone: str, wide: int, load: Load, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "WIDE", wide)
     model = calm(load(anyone))
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     start = model.adapter()
@@ -161,6 +165,7 @@ def test_gradient_of_one_client_does_not_reach_another(load: Load, examples: lis
 def test_clients_samples_of_unequal_length_run_in_one_row_and_to_the_same_losses(
     load: Load, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packing, "WIDE", 1)
     model = calm(load("llama"))
     stacked = StackedModel(model, [model.adapter()] * len(examples))
     joint = stack([model.collate([model.encode(example)]) for example in examples], pad_id=0)

@@ -72,7 +72,7 @@ def test_zero_perturbation_leaves_logits_bit_for_bit(anyone: str, load: Load, ex
 
 
 def test_supervised_logits_are_the_full_logits_at_these_rows(causal: str, load: Load, examples: list[Example]) -> None:
-    model = load(causal, packing=False)
+    model = load(causal)
     batch = batch_of(model, examples)
     with model.evaluating():
         few = model.supervised_logits(batch)
@@ -121,7 +121,7 @@ def test_answers_to_move_away_from_have_the_unlikelihood_in_a_batch_a_part_and_a
 
 
 def test_perturbation_equals_passing_embedding_vectors(causal: str, load: Load, examples: list[Example]) -> None:
-    model = load(causal, packing=False)
+    model = load(causal)
     batch = batch_of(model, examples)
     delta = noise(model, batch)
     with model.evaluating():
@@ -201,7 +201,7 @@ def test_checkpointing_changes_no_gradient_and_recomputes(
     lora = Lora(rank=2, dropout=dropout)
     results = []
     for checkpointing in (False, True):
-        model = load(anyone, lora=lora, gradient_checkpointing=checkpointing, packing=False)
+        model = load(anyone, lora=lora, gradient_checkpointing=checkpointing)
         batch = batch_of(model, examples)
         delta = noise(model, batch)
         with torch.random.fork_rng(devices=[]):
@@ -366,7 +366,7 @@ def test_same_seed_gives_the_same_fresh_adapter_and_head_and_touches_no_global_s
 def test_adapted_embeddings_are_perturbed_and_saved_too(
     name: str, embedding: str, load: Load, examples: list[Example], tmp_path: Path
 ) -> None:
-    model = load(name, lora=Lora(rank=2, target_modules=(embedding,)), packing=False)
+    model = load(name, lora=Lora(rank=2, target_modules=(embedding,)))
     model.check_embeddings()
     batch = batch_of(model, examples)
     delta = noise(model, batch)
@@ -455,7 +455,7 @@ def test_model_of_the_zoo_passes_the_check(anyone: str, load: Load) -> None:
 
 
 def test_hooks_are_gone_after_an_error(load: Load, examples: list[Example]) -> None:
-    model = load("llama", packing=False)
+    model = load("llama")
     batch = batch_of(model, examples)
     with pytest.raises(ModelError, match="returned shape"):
         model.supervised_logits(batch, torch.zeros(1, 1, 32))

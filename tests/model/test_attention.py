@@ -20,7 +20,7 @@ Load = Callable[..., AdaptedModel]
 def test_bfloat16_ascent_runs_plain_products_and_puts_the_models_own_back(
     name: str, load: Load, examples: list[Example]
 ) -> None:
-    free, chosen = (load(name, attack_dtype="bfloat16", attention=choice, packing=False) for choice in (None, "sdpa"))
+    free, chosen = (load(name, attack_dtype="bfloat16", attention=choice) for choice in (None, "sdpa"))
     assert free._base.config._attn_implementation == chosen._base.config._attn_implementation == "sdpa"
     seen: list[str] = []
     losses = []

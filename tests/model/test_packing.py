@@ -16,6 +16,12 @@ from fedeat.model.packing import keeps_apart, packed
 Load = Callable[..., AdaptedModel]
 
 
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny models of the tests count as wide."""
+    monkeypatch.setattr(packing, "WIDE", 1)
+
+
 @pytest.fixture
 def batch(load: Load, examples: list[Example]) -> Batch:
     model = load("llama")
@@ -56,14 +62,17 @@ def test_models_give_a_row_the_losses_and_gradients_of_its_samples(
 
 
 def test_batches_of_like_length_and_layers_that_would_not_see_it_keep_a_row_a_sample(
-    load: Load, examples: list[Example]
+    load: Load, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("llama")
     one, several = (model.collate([model.encode(example) for example in group]) for group in (examples[:1], examples))
     assert not model.packs(one)
     assert model.packs(several)
     assert not load("llama", gradient_checkpointing=True).packs(several)
+    assert not load("llama", packing=False).packs(several)
     assert not load("bert-classifier").packs(several)
+    monkeypatch.setattr(packing, "WIDE", 10**6)
+    assert not load("llama").packs(several)
 
 
 def test_models_that_take_no_positions_or_let_a_sample_see_the_one_before_are_told_apart(load: Load) -> None:

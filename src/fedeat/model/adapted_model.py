@@ -100,6 +100,7 @@ class AdaptedModel:
             and self.device.type == "cpu"
             and not self._checkpointed
             and not self._compiled
+            and self._base.get_input_embeddings().weight.shape[1] >= packing.WIDE
             and packing.keeps_apart(self._base)
         )
 

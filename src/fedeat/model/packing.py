@@ -19,6 +19,8 @@ from fedeat.data import Batch
 
 WASTEFUL = 0.05
 """Share of padding from which a batch is packed: below it the copies that takes cost as much."""
+WIDE = 192
+"""Width of the hidden states from which packing pays: in narrower layers an attention a sample costs what it spares."""
 
 
 def packed(batch: Batch) -> tuple[Batch, Tensor]:
