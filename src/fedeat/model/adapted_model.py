@@ -92,7 +92,7 @@ class AdaptedModel:
         )
         network.eval()
         # Layers that run again in the backward pass, or are compiled, would not see what lies in the row. On an
-        # accelerator many small attentions cost more than some padding.
+        # accelerator many small attentions may cost more than some padding: it has not been tried there.
         self._can_pack = (
             source.packing
             and self.kind == "causal-lm"
