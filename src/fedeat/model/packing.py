@@ -18,9 +18,9 @@ from torch import Tensor
 from fedeat.data import Batch
 
 WASTEFUL = 0.05
-"""Share of padding from which a batch is packed: below it the copies that takes cost as much."""
+"""Share of padding from which a batch is packed, since packing has its own cost; chosen, not measured."""
 WIDE = 192
-"""Width of the hidden states from which packing pays: in narrower layers an attention a sample costs what it spares."""
+"""Width of the hidden states from which a model is packed: an epoch gains nothing yet at 192, and does at 384."""
 
 
 def packed(batch: Batch) -> tuple[Batch, Tensor]:
